@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Definition files (and Dockerfiles) as values, with positions for errors."""
