@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The world that tests bring along: real ordinary users, the command under test, judges, and what a test must miss.
+
+Started as root, the rootless tests run as the ordinary users that `scripts/test` made (`pysing` with a range of
+subordinate ids, `pysing-plain` without); started by an ordinary user they run as that user.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+#: Passed on to commands of the tests: how this site reaches the world.
+SITE = [
+    *(name.upper() if up else name for name in ("http_proxy", "https_proxy", "no_proxy") for up in (False, True)),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"),
+    *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "REFERENCE_APPTAINER", "PEERS"),
+]
+
+
+class User:
+    """An ordinary user of this machine, as whom commands run: `user(["singularity", "version"])`."""
+
+    def __init__(self, account: pwd.struct_passwd, base: Path, extra: dict[str, str] | None = None) -> None:
+        self.name, self.uid, self.gid = account.pw_name, account.pw_uid, account.pw_gid
+        self.home = Path(account.pw_dir)
+        self.tmp = Path(tempfile.mkdtemp(prefix="t", dir=base))
+        self.tmp.chmod(0o755)
+        self.other = os.getuid() != self.uid
+        if self.other:
+            os.chown(self.tmp, self.uid, self.gid)
+        self.environ = {
+            "PATH": f"{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(self.home),
+            "USER": self.name,
+            "LOGNAME": self.name,
+            "LANG": "C.UTF-8",
+            "SINGULARITY_CACHEDIR": str(self.tmp / "cache"),
+            **{name: os.environ[name] for name in SITE if name in os.environ},
+            **(extra or {}),
+        }
+
+    def _options(self, env: dict[str, str] | None, clean: bool) -> dict[str, object]:
+        full = {} if clean else dict(self.environ)
+        full.update(env or {})
+        options: dict[str, object] = {"env": full}
+        if self.other:
+            options |= {"user": self.uid, "group": self.gid, "extra_groups": []}
+        return options
+
+    def __call__(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        env: dict[str, str] | None = None,
+        clean: bool = False,
+        cwd: str | os.PathLike[str] | None = None,
+        timeout: float = 120,
+        check: bool = False,
+        text: bool = True,
+        **options: object,
+    ) -> subprocess.CompletedProcess:
+        """Run a command as this user; `clean` starts from an empty environment. Output is captured unless redirected."""
+        if "stdout" not in options and "stderr" not in options:
+            options["capture_output"] = True
+        if "input" not in options and "stdin" not in options:
+            options["stdin"] = subprocess.DEVNULL
+        result = subprocess.run(
+            [os.fspath(word) for word in argv],
+            cwd=cwd or self.tmp,
+            timeout=timeout,
+            text=text,
+            **self._options(env, clean),
+            **options,
+        )
+        if check and result.returncode:
+            raise AssertionError(f"{argv} ended with {result.returncode}\n{result.stdout}\n{result.stderr}")
+        return result
+
+    def popen(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        env: dict[str, str] | None = None,
+        clean: bool = False,
+        cwd: str | os.PathLike[str] | None = None,
+        **options: object,
+    ) -> subprocess.Popen:
+        """Start a command as this user and return at once."""
+        words = [os.fspath(word) for word in argv]
+        return subprocess.Popen(words, cwd=cwd or self.tmp, **self._options(env, clean), **options)
+
+    def write(self, name: str, content: str | bytes = "", mode: int = 0o644) -> Path:
+        """Make a file below the user's temporary folder, owned by the user."""
+        path = self.tmp / name
+        for folder in reversed([parent for parent in path.parents if parent.is_relative_to(self.tmp)]):
+            if not folder.exists():
+                folder.mkdir()
+                self.own(folder)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        path.chmod(mode)
+        return self.own(path)
+
+    def own(self, path: Path) -> Path:
+        """Give a path to this user."""
+        if self.other:
+            os.lchown(path, self.uid, self.gid)
+        return path
+
+
+def _has_subids(name: str) -> bool:
+    try:
+        lines = Path("/etc/subuid").read_text().splitlines()
+    except OSError:
+        return False
+    return shutil.which("newuidmap") is not None and any(line.split(":")[0] == name for line in lines)
+
+
+def _account(name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        pytest.skip(f"no user {name} on this machine (scripts/test makes it when started as root)")
+
+
+@pytest.fixture(scope="session")
+def user_space() -> Iterator[Path]:
+    """A folder that ordinary users can enter; emptied at the end, also of files that belong to subordinate ids."""
+    base = Path(tempfile.mkdtemp(prefix="pysingularity-test-", dir="/var/tmp"))
+    base.chmod(0o755)
+    yield base
+    for account in ("pysing", "pysing-plain") if os.getuid() == 0 else ():
+        subprocess.run(["pkill", "-KILL", "-u", account], check=False)
+    subprocess.run(["chmod", "-R", "u+rwX", base], check=False, capture_output=True)
+    shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture
+def as_subuid_user(user_space: Path) -> User:
+    """An ordinary user with a range of subordinate ids and newuidmap."""
+    account = _account("pysing") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+    if not _has_subids(account.pw_name):
+        pytest.skip(f"user {account.pw_name} has no range in /etc/subuid, or newuidmap is missing")
+    return User(account, user_space)
+
+
+@pytest.fixture
+def as_plain_user(user_space: Path) -> User:
+    """An ordinary user without subordinate ids (or told not to use them)."""
+    if os.getuid() == 0:
+        return User(_account("pysing-plain"), user_space)
+    return User(pwd.getpwuid(os.getuid()), user_space, {"SINGULARITY_ROOTLESS": "notify"})
+
+
+@pytest.fixture
+def as_user(user_space: Path) -> User:
+    """An ordinary user, whichever kind."""
+    account = _account("pysing") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+    return User(account, user_space)
+
+
+@pytest.fixture
+def root_only() -> None:
+    """Skip unless the tests were started by root."""
+    if os.getuid() != 0:
+        pytest.skip("needs to be started as root")
+
+
+@pytest.fixture
+def fuse(as_user: User) -> None:
+    """Skip unless an ordinary user may open /dev/fuse."""
+    if as_user(["sh", "-c", "exec 3<>/dev/fuse"]).returncode:
+        pytest.skip("/dev/fuse may not be opened by ordinary users (chmod 666 /dev/fuse)")
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """Return the path of a program, or skip the test and name what is missing: tool("mksquashfs")."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+        if path is None:
+            pytest.skip(f"needs the program {name}")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def apptainer():
+    """The real Apptainer as judge: apptainer("inspect", path, user=True). Its files live below /tmp."""
+    command = os.environ.get("REFERENCE_APPTAINER") or shutil.which("apptainer")
+    if not command or not os.access(command.split()[0], os.X_OK):
+        pytest.skip("needs Apptainer (on PATH, or a command named by REFERENCE_APPTAINER)")
+
+    def run(*words: str | os.PathLike[str], user: bool = False, **options: object) -> subprocess.CompletedProcess:
+        environ = {**os.environ, **({"AS_UID": "1000"} if user else {})}
+        argv = [*command.split(), *(os.fspath(word) for word in words)]
+        return subprocess.run(
+            argv, env=environ, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, **options
+        )
+
+    if run("--version").returncode:
+        pytest.skip(f"{command} --version does not answer")
+    return run
