@@ -69,7 +69,7 @@ class User:
         text: bool = True,
         **options: object,
     ) -> subprocess.CompletedProcess:
-        """Run a command as this user; `clean` starts from an empty environment. Output is captured unless redirected."""
+        """Run a command as this user; `clean` starts from an empty environment. Output is captured by default."""
         if "stdout" not in options and "stderr" not in options:
             options["capture_output"] = True
         if "input" not in options and "stdin" not in options:
