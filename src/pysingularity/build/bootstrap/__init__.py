@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agents of a definition file's header, one per file: each fills an empty folder with a root file system.
 
-An agent is a module of this package with one function, `bootstrap(request) -> BootstrapResult`. It decides nothing about
-the rest of the build: it reads its own keywords from `request.header`, writes into `request.root`, runs commands inside
-that root with `request.run`, and reports what it knows of the base image. Agents run inside the build's worker process,
-which already is root in its (emulated or mapped) namespace; owners and device nodes go through `request.way.owners`.
+An agent is a module of this package with one function, `bootstrap(request) -> BootstrapResult`. It decides nothing
+of the rest of the build: it reads its own keywords from `request.header`, writes into `request.root`, runs commands
+inside that root with `request.run`, and reports what it knows of the base image. Agents run inside the build's worker
+process, which already is root in its (emulated or mapped) namespace; owners and device nodes go through
+`request.way.owners`.
 """
 
 from __future__ import annotations
@@ -190,5 +191,4 @@ def agent(name: str) -> Callable[[BootstrapRequest], BootstrapResult]:
         raise UserError("unknown-agent", f'there is no bootstrap agent "{name}"', hint=guess(word))
     import importlib  # agents are loaded one at a time: some are heavy
 
-    found = importlib.import_module(f"pysingularity.build.bootstrap.{module}").bootstrap
-    return found  # type: ignore[no-any-return]
+    return importlib.import_module(f"pysingularity.build.bootstrap.{module}").bootstrap  # type: ignore[no-any-return]
