@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--nv, --rocm and --device on a machine without a GPU: stub libraries with the right names, and the real ldconfig."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pysingularity.errors import HostError, UserError
+from pysingularity.runtime import elf, gpu
+
+LIBC = Path("/lib") / f"{os.uname().machine}-linux-gnu" / "libc.so.6"
+
+
+def stub(path: Path, needs: str = "") -> Path:
+    """A shared library with the soname of its file name; `needs` adds a reference to a versioned symbol."""
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        pytest.skip("needs the program gcc")
+    source = (
+        f"#include <{needs}.h>\nvoid *stub(void) {{ return (void *)0; }}\n" if needs else "int stub(void){return 0;}"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [gcc, "-shared", "-fPIC", "-x", "c", "-", "-o", str(path), f"-Wl,-soname,{path.name}"]
+    subprocess.run(command, input=source, text=True, check=True)
+    return path
+
+
+@pytest.fixture
+def host(tmp_path, tool):
+    """A root with two stub libraries in a linker cache made by ldconfig, a program and device nodes."""
+    for name in ("libcuda.so.1", "libnvidia-ml.so.1", "libc.so.6", "libunrelated.so.1"):
+        stub(tmp_path / "usr/lib" / name)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/ld.so.conf").write_text("/usr/lib\n")
+    subprocess.run([tool("ldconfig"), "-r", str(tmp_path)], check=True, capture_output=True)
+    (tmp_path / "usr/bin").mkdir()
+    (tmp_path / "usr/bin/nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "usr/bin/nvidia-smi").chmod(0o755)
+    (tmp_path / "dev").mkdir()
+    for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "kfd", "null"):
+        (tmp_path / "dev" / name).touch()
+    return str(tmp_path)
+
+
+def test_nv_finds_libraries_programs_and_nodes(host):
+    found = gpu.nvidia(host)
+    assert [name for name, _ in found.libraries] == ["libcuda.so.1", "libnvidia-ml.so.1"]
+    assert (f"{host}/usr/bin/nvidia-smi", "/usr/bin/nvidia-smi") in found.files
+    assert found.devices == ["/dev/nvidia-uvm", "/dev/nvidia0", "/dev/nvidiactl"]
+    assert found.missing == []
+
+
+def test_rocm_takes_its_own_nodes(host):
+    assert gpu.rocm(host).devices == ["/dev/kfd"]
+
+
+def test_host_without_gpu_says_what_is_missing(tmp_path):
+    found = gpu.nvidia(str(tmp_path))
+    assert found.libraries == []
+    assert len(found.missing) == 2
+
+
+def test_linker_cache_agrees_with_ldconfig(tool):
+    machine = os.uname().machine
+    lines = subprocess.run([tool("ldconfig"), "-p"], capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    judge = {line.split()[0] for line in lines if "(libc6,x86-64" in line}
+    if machine != "x86_64" or not judge:
+        pytest.skip("compares the names of x86-64 libraries")
+    assert set(elf.parse_cache(Path("/etc/ld.so.cache").read_bytes(), machine)) == judge
+
+
+def test_library_that_needs_a_newer_glibc_is_left_out_with_a_reason(tmp_path):
+    library = versioned(tmp_path / "libcuda.so.1", "GLIBC_2.99")
+    found = gpu.Gpu("nvidia")
+    found.libraries = [("libcuda.so.1", str(library))]
+    found.for_image(LIBC.read_bytes())
+    assert found.libraries == []
+    assert found.left_out[0][0] == "libcuda.so.1"
+    assert "needs glibc 2.99" in found.left_out[0][1]
+
+
+def test_library_that_the_image_can_load_stays(tmp_path):
+    library = versioned(tmp_path / "libcuda.so.1", "GLIBC_2.17")
+    found = gpu.Gpu("nvidia")
+    found.libraries = [("libcuda.so.1", str(library))]
+    found.for_image(LIBC.read_bytes())
+    assert found.left_out == []
+
+
+def test_image_without_glibc_gets_no_library_that_needs_it(tmp_path):
+    found = gpu.Gpu("nvidia")
+    found.libraries = [("libcuda.so.1", str(versioned(tmp_path / "libcuda.so.1", "GLIBC_2.17")))]
+    found.for_image(None)
+    assert "no glibc" in found.left_out[0][1]
+
+
+def test_versions_of_the_real_libc_are_read():
+    names = elf.versions(LIBC.read_bytes(), elf.VERDEF)
+    assert "GLIBC_2.17" in names
+    assert elf.glibc(names) >= (2, 17)
+
+
+def versioned(path: Path, version: str) -> Path:
+    """A minimal ELF file whose only content is one version requirement."""
+    strings = b"\0libc.so.6\0" + version.encode() + b"\0"
+    need = struct.pack("<HHIII", 1, 1, 1, 16, 0) + struct.pack("<IHHII", 0, 0, 2, 11, 0)
+    body = 64
+    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 0, 0, 0, 64, 0, 0, 64, 3, 0)
+    table = body + len(need) + len(strings)
+    header = header[:40] + struct.pack("<Q", table) + header[48:]
+
+    def section(kind, offset, size, link=0):
+        return struct.pack("<IIQQQQIIQQ", 0, kind, 0, 0, offset, size, link, 1, 0, 0)
+
+    sections = section(0, 0, 0) + section(elf.VERNEED, body, len(need), 2) + section(3, body + len(need), len(strings))
+    path.write_bytes(header + need + strings + sections)
+    return path
+
+
+@given(st.binary(max_size=400))
+def test_damaged_elf_files_promise_nothing(data):
+    assert isinstance(elf.versions(b"\x7fELF\x02\x01" + data, elf.VERNEED), set)
+
+
+@given(st.binary(max_size=200))
+def test_damaged_linker_cache_is_a_value_error_or_empty(data):
+    try:
+        assert isinstance(elf.parse_cache(elf.CACHE_MAGIC + data, "x86_64"), dict)
+    except ValueError:
+        pass
+
+
+def test_cdi_device_brings_its_edits_and_those_of_the_whole_specification(tmp_path):
+    edits = {"mounts": [{"hostPath": "/h/lib.so", "containerPath": "/c/lib.so"}], "env": ["A=1"]}
+    device = {"name": "0", "containerEdits": {"deviceNodes": [{"path": "/dev/thing0"}]}}
+    specification = {"cdiVersion": "0.6.0", "kind": "lab.org/gpu", "containerEdits": edits, "devices": [device]}
+    (tmp_path / "lab.json").write_text(json.dumps(specification))
+    found = gpu.cdi(["lab.org/gpu=0"], [str(tmp_path)])
+    assert found.devices == ["/dev/thing0"]
+    assert found.files == [("/h/lib.so", "/c/lib.so")]
+    assert found.environment == {"A": "1"}
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu=0", "lab.org/gpu=", "lab.org/gpu=7"])
+def test_unknown_or_malformed_device_is_the_users_error(tmp_path, name):
+    with pytest.raises(UserError):
+        gpu.cdi([name], [str(tmp_path)])
+
+
+def test_damaged_specification_is_named(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(HostError, match=r"bad\.json"):
+        gpu.cdi(["lab.org/gpu=0"], [str(tmp_path)])
