@@ -73,7 +73,8 @@ def table(series: list[Series], base: str = "", unit: float = 1.0) -> None:
     name = "ms" if unit == 1000 else "s"
     reference = next((one for one in series if one.name == base), None)
     print(
-        f"{'':<34} {'wall ' + name:>10} {'min':>9} {'cpu ' + name:>10} {'peak MiB':>9} {'wall ratio':>11} {'cpu ratio':>10}"
+        f"{'':<34} {'wall ' + name:>10} {'min':>9} {'cpu ' + name:>10} {'peak MiB':>9} "
+        f"{'wall ratio':>11} {'cpu ratio':>10}"
     )
     for one in series:
         ratios = ""
