@@ -15,7 +15,7 @@ from pysingularity.squashfs.node import Node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from pysingularity.squashfs.node import FileData
 
@@ -176,7 +176,7 @@ def put_into_tree(root: Node, entries: Iterable[Entry], store: Callable[[bytes],
                     continue
             elif entry.keep or there.kind == "dir":
                 continue
-        node = make_node(entry.kind, entry.mode, mtime)
+        node = Node(entry.kind, entry.mode, mtime=mtime)
         if entry.kind == "file":
             node.data = store(entry.data)
         elif entry.kind == "symlink":
@@ -191,21 +191,5 @@ def _child_folder(folder: Node, name: bytes, first: bytes, mtime: int) -> Node |
         return None
     child = folder.children.get(name)
     if child is None or (child.kind != "dir" and first.decode("utf-8", "replace") in OURS):
-        child = folder.children[name] = make_node("dir", 0o755, mtime)
+        child = folder.children[name] = Node("dir", 0o755, mtime=mtime)
     return child if child.kind == "dir" else None
-
-
-def make_node(kind: str, mode: int, mtime: int) -> Node:
-    """Return a new node that belongs to root."""
-    return Node(kind, mode, 0, 0, mtime)
-
-
-def walk_tree(root: Node) -> Iterator[tuple[bytes, Node]]:
-    """Yield (path, node) of all nodes in sorted order, folders before what is in them, hard links once per name."""
-    stack: list[tuple[bytes, Node]] = [(b"", root)]
-    while stack:
-        path, node = stack.pop()
-        yield path, node
-        if node.children:
-            start = path + b"/" if path else b""
-            stack.extend((start + name, node.children[name]) for name in sorted(node.children, reverse=True))

@@ -15,9 +15,11 @@ from pysingularity.errors import HostError, ImageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Protocol
 
+    from pysingularity.image.entries import Entry
     from pysingularity.image.open import Image
     from pysingularity.squashfs.reader import SquashfsImage
 
@@ -191,6 +193,55 @@ class SquashfsSource:
         """Nothing to let go of: the file is the caller's."""
 
     def __enter__(self) -> SquashfsSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class OverlaidSource:
+    """Files of several sources, the first one that has a file wins, with entries to be written on top of all.
+
+    The sources stay the caller's.
+    """
+
+    def __init__(self, layers: Sequence[Source], entries: Sequence[Entry] = ()) -> None:
+        self._layers = layers
+        self._files: dict[str, bytes] = {}
+        for entry in entries:
+            if entry.kind == "file" and not (entry.keep and self._below(entry.path) is not None):
+                self._files[entry.path] = entry.data
+
+    def _below(self, path: str, limit: int = LIMIT) -> bytes | None:
+        for layer in self._layers:
+            data = layer.read(path, limit)
+            if data is not None:
+                return data
+        return None
+
+    def read(self, path: str, limit: int = LIMIT) -> bytes | None:
+        """Return the bytes of a regular file, None when there is none."""
+        data = self._files.get(path)
+        return data if data is not None else self._below(path, limit)
+
+    def names(self, path: str) -> list[str]:
+        """Return the sorted names in a folder, nothing when there is none."""
+        start = path.rstrip("/") + "/" if path else ""
+        found = {name for layer in self._layers for name in layer.names(path)}
+        found.update(file[len(start) :].partition("/")[0] for file in self._files if file.startswith(start))
+        return sorted(found)
+
+    def is_folder(self, path: str) -> bool:
+        """Return whether a folder stands there."""
+        start = path.rstrip("/") + "/"
+        return any(layer.is_folder(path) for layer in self._layers) or any(f.startswith(start) for f in self._files)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def __enter__(self) -> OverlaidSource:
         return self
 
     def __exit__(
