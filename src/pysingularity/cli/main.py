@@ -9,15 +9,18 @@ from __future__ import annotations
 import posix
 import sys
 
-from pysingularity import messages
+from pysingularity import messages, thirdparty
 from pysingularity.cli.commands import COMMANDS
 from pysingularity.cli.options import TEXT, Option
-from pysingularity.cli.scan import scan, unknown
+from pysingularity.cli.scan import scan
 from pysingularity.errors import SingularityError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
+
+#: Commands that start containers: they do without other people's packages, and start fast.
+START_RING = ("exec", "run", "shell", "test", "version")
 
 GLOBAL = (
     Option("debug", "Show every step, and tracebacks of errors", short="d", env=("DEBUG",)),
@@ -80,7 +83,9 @@ def globals_end(words: list[str]) -> int:
     return min(at, len(words))
 
 
-def dispatch(words: list[str], table: dict[str, tuple[str, str, str]], environ: dict[str, str], parent: str = "") -> int:
+def dispatch(
+    words: list[str], table: dict[str, tuple[str, str, str]], environ: dict[str, str], parent: str = ""
+) -> int:
     """Run the command that `words` name in `table` (sub-commands are tables inside tables)."""
     name = words[0]
     entry = table.get(name)
@@ -126,6 +131,8 @@ def _free(option: Option, taken: tuple[Option, ...]) -> bool:
 
 def load(name: str) -> ModuleType:
     """Import the module of one command."""
+    if name not in START_RING:
+        thirdparty.enable()
     full = "pysingularity.cli." + name
     __import__(full)
     return sys.modules[full]
