@@ -1,0 +1,752 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read a squashfs image: one inode at a time for a file server, or the whole tree at once for conversions.
+
+This is the narrow door for hostile images. Every position, count and inflated size is checked against the image and
+against a bound before memory is spent on it, nothing recurses, and whatever is wrong ends as `ImageError`
+("damaged-image") in one line. Nothing is read ahead: opening an image costs three reads, and what is kept (metadata
+blocks and the last data blocks) is capped in bytes.
+
+Names and targets are bytes throughout. Start ring.
+"""
+
+from __future__ import annotations
+
+import os
+import posix
+import sys
+from struct import error as struct_error
+from struct import unpack
+
+from pysingularity.errors import ImageError
+
+from . import codecs, layout
+from .superblock import Superblock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: Bounds on what one object may claim; far above anything that is in use, far below what hurts.
+_MAX_BLOCKS = 1 << 24  # blocks of one file: 2 TiB at 128 KiB
+_MAX_LISTING = 128 << 20  # bytes of one directory's listing, about four million names
+_MAX_TARGET = 65535
+_MAX_XATTRS = 4096  # on one inode; the kernel lists at most 64 KiB of names
+_MAX_XATTR_BYTES = 16 << 20
+_MAX_PATH = 65535
+_DOTS = (b".", b"..")
+_MAX_LINKS = 40  # symlinks followed in one look-up, as in the kernel
+
+#: Stored sizes are summed up every so many blocks, so that reading at the end of a large file needs no long sum.
+_STRIDE = 256
+
+
+class Inode:
+    """One inode. Cheap to make; what only some callers need (block lists, xattrs) is read on demand by the image.
+
+    Attributes:
+        ref: reference within the inode table, the inode's identity (hard links share it).
+        type: basic type, layout.DIR … layout.SOCKET; kind: its name.
+        mode: permission bits (0o7777), without the file type.
+        size: bytes of a file, length of a symlink's target, stored size of a directory's listing.
+        start, offset: of a file its first block and place in the fragment, of a directory its listing.
+        fragment: index of the fragment with the file's tail, or layout.NONE32.
+        xattr: index of its extended attributes, or layout.NONE32.
+        parent: inode number of a directory's parent, as stored.
+    """
+
+    __slots__ = (
+        "_list",
+        "_map",
+        "fragment",
+        "gid",
+        "mode",
+        "mtime",
+        "nlink",
+        "number",
+        "offset",
+        "parent",
+        "rdev",
+        "ref",
+        "size",
+        "start",
+        "target",
+        "type",
+        "uid",
+        "xattr",
+    )
+
+    ref: int
+    type: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    number: int
+    nlink: int
+    size: int
+    rdev: int
+    target: bytes
+    start: int
+    offset: int
+    fragment: int
+    xattr: int
+    parent: int
+    _list: tuple[int, int]
+    _map: tuple[Sequence[int], list[int]] | None
+
+    @property
+    def kind(self) -> str:
+        """Return "dir", "file", "symlink", "block", "char", "fifo" or "socket"."""
+        return layout.KINDS[self.type]
+
+    @property
+    def st_mode(self) -> int:
+        """Return the mode as stat gives it, with the file type."""
+        return self.mode | layout.FORMATS[self.type]
+
+    def __repr__(self) -> str:
+        return f"Inode({self.ref:#x}, {self.kind}, {self.mode:#o}, size={self.size})"
+
+
+class SquashfsImage:
+    """A squashfs file system within a file.
+
+    Arguments:
+        fd: readable file or block device; stays the caller's, its position is never used.
+        offset: where the file system begins.
+        limit: bytes available from there; default: up to the end of the file.
+        name: what to call the image in messages.
+        metadata_cache, data_cache: caps in bytes on what is kept inflated.
+
+    Raises:
+        ImageError: "damaged-image".
+        HostError: "no-codec", nothing here can inflate it.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        offset: int = 0,
+        limit: int | None = None,
+        *,
+        name: str = "",
+        metadata_cache: int = 8 << 20,
+        data_cache: int = 4 << 20,
+    ) -> None:
+        self.fd, self.offset, self.name = fd, offset, name
+        # The end by seeking, not by stat: the image may be a block device.
+        available = max(posix.lseek(fd, 0, os.SEEK_END) - offset, 0)
+        if limit is not None:
+            available = min(available, limit)
+        try:
+            raw = posix.pread(fd, layout.SUPERBLOCK_SIZE, offset) if available >= layout.SUPERBLOCK_SIZE else b""
+            self.superblock = superblock = Superblock(raw, available)
+        except ValueError as error:
+            raise self.damaged(str(error)) from None
+        self.block_size = superblock.block_size
+        self._inflate = codecs.decompressor(superblock.compressor)
+        self._metadata: dict[int, tuple[bytes, int]] = {}
+        self._metadata_bytes, self._metadata_cap = 0, metadata_cache
+        self._data: dict[int, bytes] = {}
+        self._data_bytes, self._data_cap = 0, data_cache
+        self._fragments: dict[int, tuple[int, int]] = {}
+        self._used, self._inode_table = superblock.bytes_used, superblock.inode_table
+        self._directory_table = superblock.directory_table
+        # Listings lie between the directory table and whichever table comes next; the exact end is the first block of
+        # that next one, which costs another read: a block that is none fails to inflate anyway.
+        later = (superblock.id_table, superblock.fragment_table, superblock.export_table, superblock.xattr_table)
+        self._directory_end = min(place for place in later if self._directory_table < place < self._used)
+        self._ids = self._read_ids()
+        self._xattr_head: tuple[int, int] | None = None
+        self.root = self.inode(superblock.root)
+        if self.root.type != layout.DIR:
+            raise self.damaged("its root is not a directory")
+
+    def damaged(self, what: str) -> ImageError:
+        """Return the error for something that is wrong with the image."""
+        return ImageError(
+            "damaged-image",
+            f"{self.name}: damaged squashfs image: {what}" if self.name else f"damaged squashfs image: {what}",
+            hint="fetch or build the image again",
+        )
+
+    # -- bytes -------------------------------------------------------------------------------------------------------
+
+    def raw(self, position: int, size: int) -> bytes:
+        """Return stored bytes of the file system.
+
+        Raises:
+            ImageError: they do not lie within it, or the file ends early.
+        """
+        if position < layout.SUPERBLOCK_SIZE or position + size > self._used:
+            raise self.damaged(f"{size} bytes at {position} lie outside")
+        data = posix.pread(self.fd, size, self.offset + position)
+        while len(data) < size:
+            more = posix.pread(self.fd, size - len(data), self.offset + position + len(data))
+            if not more:
+                raise self.damaged("the file ends early")
+            data += more
+        return data
+
+    def metadata_block(self, position: int) -> tuple[bytes, int]:
+        """Return the inflated metadata block stored at a position, and the position of the next one."""
+        found = self._metadata.get(position)
+        if found is not None:
+            return found
+        if position < layout.SUPERBLOCK_SIZE or position + 2 > self._used:
+            raise self.damaged(f"a metadata block at {position} lies outside")
+        # One read for header and block, whatever its size: the longest possible.
+        raw = posix.pread(self.fd, min(layout.METADATA_SIZE + 2, self._used - position), self.offset + position)
+        if len(raw) < 2:
+            raise self.damaged("the file ends early")
+        head = raw[0] | raw[1] << 8
+        size = head & 0x7FFF
+        if not 0 < size <= len(raw) - 2:
+            raise self.damaged(f"the metadata block at {position} has an impossible size")
+        data = raw[2 : 2 + size]
+        if not head & layout.METADATA_UNCOMPRESSED:
+            try:
+                data = self._inflate(data, layout.METADATA_SIZE)
+            except ValueError as error:
+                raise self.damaged(f"{error} (metadata block at {position})") from None
+            if not data:
+                raise self.damaged(f"the metadata block at {position} is empty")
+        cache = self._metadata
+        found = cache[position] = (data, position + 2 + size)
+        self._metadata_bytes += len(data)
+        while self._metadata_bytes > self._metadata_cap and len(cache) > 2:
+            try:
+                oldest = next(iter(cache))
+            except RuntimeError:  # another thread changed it just now
+                continue
+            self._metadata_bytes -= len(cache.pop(oldest)[0])
+        return found
+
+    def _bytes(self, position: int, offset: int, size: int, end: int) -> bytes:
+        """Return bytes of a table from an offset in the metadata block at `position`; blocks begin before `end`."""
+        if not size:
+            return b""
+        parts: list[bytes] = []
+        while True:
+            if not position < end:
+                raise self.damaged("a table ends early")
+            data, position = self.metadata_block(position)
+            if offset >= len(data):
+                offset -= len(data)
+                continue
+            part = data[offset : offset + size]
+            if len(part) == size and not parts:
+                return part
+            parts.append(part)
+            size -= len(part)
+            if not size:
+                return b"".join(parts)
+            offset = 0
+
+    def _indexed(self, table: int, entry: int, width: int) -> bytes:
+        """Return entry number `entry`, `width` bytes (a divisor of 8192), of a table that begins with pointers."""
+        block, offset = divmod(entry * width, layout.METADATA_SIZE)
+        position = int.from_bytes(self.raw(table + 8 * block, 8), "little")
+        if position >= table:
+            raise self.damaged("a table's blocks lie behind it")
+        data, _ = self.metadata_block(position)
+        found = data[offset : offset + width]
+        if len(found) != width:
+            raise self.damaged("a table ends early")
+        return found
+
+    def _read_ids(self) -> tuple[int, ...]:
+        count, table = self.superblock.id_count, self.superblock.id_table
+        parts, left = [], count * 4  # 65535 ids at most, by the width of the field
+        blocks = -(-left // layout.METADATA_SIZE)
+        for position in unpack(f"<{blocks}Q", self.raw(table, 8 * blocks)):
+            data = self._bytes(position, 0, min(left, layout.METADATA_SIZE), table)
+            parts.append(data)
+            left -= len(data)
+        return unpack(f"<{count}I", b"".join(parts))
+
+    # -- inodes ------------------------------------------------------------------------------------------------------
+
+    def inode(self, ref: int) -> Inode:
+        """Return the inode at a reference.
+
+        Raises:
+            ImageError: there is none, or it is damaged.
+        """
+        position, offset = self._inode_table + (ref >> 16), ref & 0xFFFF
+        if position >= self._directory_table:
+            raise self.damaged(f"inode {ref:#x} lies outside the table")
+        data, following = self._metadata.get(position) or self.metadata_block(position)
+        place = offset
+        if len(data) - place < layout.INODE_MAX:
+            # It may go on in the next block; a last inode that is shorter stays as it is.
+            data = data[place:]
+            place = 0
+            while len(data) < layout.INODE_MAX and following < self._directory_table:
+                more, following = self.metadata_block(following)
+                data += more
+        node = Inode.__new__(Inode)
+        node.ref = ref
+        node.nlink, node.size, node.rdev, node.target = 1, 0, 0, b""
+        node.start = node.offset = node.parent = 0
+        node.fragment = node.xattr = layout.NONE32
+        node._map = None
+        try:
+            kind = data[place] | data[place + 1] << 8
+            if kind == 2:
+                (
+                    _,
+                    mode,
+                    uid,
+                    gid,
+                    node.mtime,
+                    node.number,
+                    node.start,
+                    node.fragment,
+                    node.offset,
+                    node.size,
+                ) = layout.INODE_FILE.unpack_from(data, place)
+                node._list = (position, offset + 32)
+            elif kind == 1:
+                (
+                    _,
+                    mode,
+                    uid,
+                    gid,
+                    node.mtime,
+                    node.number,
+                    node.start,
+                    node.nlink,
+                    node.size,
+                    node.offset,
+                    node.parent,
+                ) = layout.INODE_DIR.unpack_from(data, place)
+            elif kind == 3 or kind == 10:
+                _, mode, uid, gid, node.mtime, node.number, node.nlink, size = layout.INODE_SYMLINK.unpack_from(
+                    data, place
+                )
+                if not 0 < size <= _MAX_TARGET:
+                    raise self.damaged(f"a symlink's target has {size} bytes")
+                node.size = size
+                target = data[place + 24 : place + 24 + size]
+                if len(target) < size:
+                    target = self._bytes(position, offset + 24, size, self._directory_table)
+                if b"\0" in target:
+                    raise self.damaged("a symlink's target holds a NUL")
+                node.target = target
+                if kind == 10:
+                    tail = self._bytes(position, offset + 24 + size, 4, self._directory_table)
+                    node.xattr = int.from_bytes(tail, "little")
+            elif kind == 9:
+                (
+                    _,
+                    mode,
+                    uid,
+                    gid,
+                    node.mtime,
+                    node.number,
+                    node.start,
+                    node.size,
+                    _,
+                    node.nlink,
+                    node.fragment,
+                    node.offset,
+                    node.xattr,
+                ) = layout.INODE_FILE_EXTENDED.unpack_from(data, place)
+                node._list = (position, offset + 56)
+            elif kind == 8:
+                (
+                    _,
+                    mode,
+                    uid,
+                    gid,
+                    node.mtime,
+                    node.number,
+                    node.nlink,
+                    node.size,
+                    node.start,
+                    node.parent,
+                    _,
+                    node.offset,
+                    node.xattr,
+                ) = layout.INODE_DIR_EXTENDED.unpack_from(data, place)
+            elif kind in (4, 5):
+                _, mode, uid, gid, node.mtime, node.number, node.nlink, node.rdev = layout.INODE_DEVICE.unpack_from(
+                    data, place
+                )
+            elif kind in (11, 12):
+                (
+                    _,
+                    mode,
+                    uid,
+                    gid,
+                    node.mtime,
+                    node.number,
+                    node.nlink,
+                    node.rdev,
+                    node.xattr,
+                ) = layout.INODE_DEVICE_EXTENDED.unpack_from(data, place)
+            elif kind in (6, 7):
+                _, mode, uid, gid, node.mtime, node.number, node.nlink = layout.INODE_IPC.unpack_from(data, place)
+            elif kind in (13, 14):
+                _, mode, uid, gid, node.mtime, node.number, node.nlink, node.xattr = (
+                    layout.INODE_IPC_EXTENDED.unpack_from(data, place)
+                )
+            else:
+                raise self.damaged(f"inode {ref:#x} has type {kind}")
+            node.uid, node.gid = self._ids[uid], self._ids[gid]
+        except (struct_error, IndexError):
+            raise self.damaged(f"inode {ref:#x} is cut short or names an owner that is not there") from None
+        node.type = kind if kind < 8 else kind - layout.EXTENDED
+        node.mode = mode & 0o7777
+        return node
+
+    # -- directories -------------------------------------------------------------------------------------------------
+
+    def entries(self, inode: Inode) -> list[tuple[bytes, int, str]]:
+        """Return a directory's entries as (name, reference, kind), in the order stored (byte order of names).
+
+        Raises:
+            ImageError: the listing is damaged, or holds a name that cannot be one ("..", "a/b", twice the same).
+        """
+        if inode.type != layout.DIR:
+            raise self.damaged("a listing is asked of something that is no directory")
+        size = inode.size - 3  # the stored size counts "." and ".."
+        if size <= 0:
+            return []
+        if size > _MAX_LISTING:
+            raise self.damaged(f"a directory's listing claims {size} bytes")
+        data = self._bytes(self._directory_table + inode.start, inode.offset, size, self._directory_end)
+        found: list[tuple[bytes, int, str]] = []
+        add, unpack_entry, kinds = found.append, layout.DIR_ENTRY.unpack_from, layout.KINDS
+        place = 0
+        last = b""
+        ordered = True
+        try:
+            while place < size:
+                count, block, _ = layout.DIR_HEADER.unpack_from(data, place)
+                if count >= layout.DIR_RUN_MAX:
+                    raise self.damaged("a directory run is too long")
+                place += 12
+                block <<= 16
+                for _ in range(count + 1):
+                    offset, _, kind, length = unpack_entry(data, place)
+                    end = place + 9 + length
+                    name = data[place + 8 : end]
+                    if (
+                        end > size
+                        or length >= layout.NAME_MAX
+                        or b"/" in name
+                        or b"\0" in name
+                        or name in (b".", b"..")
+                    ):
+                        raise self.damaged(f"a directory entry has an impossible name {name[:80]!r}")
+                    if name <= last:
+                        ordered = False
+                    last = name
+                    add((name, block | offset, kinds[kind]))
+                    place = end
+        except (struct_error, IndexError):
+            raise self.damaged("a directory's listing is cut short") from None
+        if not ordered and len({entry[0] for entry in found}) != len(found):
+            raise self.damaged("a directory holds a name twice")
+        return found
+
+    def lookup(self, path: bytes | str, follow: bool = True) -> Inode | None:
+        """Return the inode at a path, or None; symlinks are followed within the image only.
+
+        Arguments:
+            follow: also follow a symlink at the end.
+        """
+        if isinstance(path, str):
+            path = path.encode("utf-8", "surrogateescape")
+        todo = path.split(b"/")[::-1]
+        above = [self.root]
+        links = 0
+        while todo:
+            part = todo.pop()
+            if part in (b"", b"."):
+                continue
+            if part == b"..":
+                if len(above) > 1:
+                    above.pop()
+                continue
+            if above[-1].type != layout.DIR:
+                return None
+            for name, ref, _ in self.entries(above[-1]):
+                if name == part:
+                    found = self.inode(ref)
+                    break
+            else:
+                return None
+            if found.type == layout.SYMLINK and (follow or any(word not in (b"", b".") for word in todo)):
+                links += 1
+                if links > _MAX_LINKS:
+                    return None
+                if found.target.startswith(b"/"):
+                    del above[1:]
+                todo.extend(found.target.split(b"/")[::-1])
+                continue
+            if len(above) > _MAX_PATH:
+                return None
+            above.append(found)
+        return above[-1]
+
+    def walk(self) -> Iterator[tuple[bytes, Inode]]:
+        """Yield (path, inode) for everything, the root (path b"") first, parents before children, in byte order.
+
+        Paths are relative and have no leading slash. Hard links come as inodes with the same `ref`.
+
+        Raises:
+            ImageError: also for directories that contain themselves, are in two places, or share listings: what no
+                writer makes, and what would make a small image a walk without end.
+        """
+        stack: list[tuple[bytes, Inode]] = [(b"", self.root)]
+        seen = {self.root.ref}
+        listed = 0
+        blocks: set[int] = set()
+        room = 0
+        while stack:
+            path, inode = stack.pop()
+            yield path, inode
+            if inode.type != layout.DIR or inode.size <= 3:
+                continue
+            if len(path) > _MAX_PATH:
+                raise self.damaged("directories are nested too deeply")
+            entries = self.entries(inode)
+            # Honest listings do not overlap, so together they are no longer than the blocks they lie in.
+            listed += inode.size - 3
+            position, left = self._directory_table + inode.start, inode.offset + inode.size - 3
+            while left > 0:
+                data, following = self.metadata_block(position)
+                if position not in blocks:
+                    blocks.add(position)
+                    room += len(data)
+                left -= len(data)
+                position = following
+            if listed > room:
+                raise self.damaged("directories share their listings")
+            prefix = path + b"/" if path else b""
+            below = []
+            for name, ref, kind in entries:
+                child = self.inode(ref)
+                if layout.KINDS[child.type] != kind:
+                    raise self.damaged("a directory entry and its inode are of different kinds")
+                if child.type == layout.DIR:
+                    if ref in seen:
+                        raise self.damaged("a directory is in two places")
+                    seen.add(ref)
+                below.append((prefix + name, child))
+            below.reverse()
+            stack.extend(below)
+
+    # -- contents ----------------------------------------------------------------------------------------------------
+
+    def block_count(self, inode: Inode) -> int:
+        """Return how many whole blocks a file has; a tail in a fragment is one more, and not counted."""
+        size: int = self.block_size
+        return -(-inode.size // size) if inode.fragment == layout.NONE32 else inode.size // size
+
+    def blocks(self, inode: Inode) -> tuple[Sequence[int], list[int]]:
+        """Return a file's size words, and the position of every 256th block. Kept on the inode.
+
+        Raises:
+            ImageError: the list is damaged or longer than any real one.
+        """
+        found = inode._map
+        if found is not None:
+            return found
+        if inode.type != layout.FILE:
+            raise self.damaged("contents are asked of something that is no file")
+        count = self.block_count(inode)
+        if count > _MAX_BLOCKS:
+            raise self.damaged(f"a file claims {inode.size} bytes")
+        raw = self._bytes(*inode._list, count * 4, self._directory_table)
+        # For a long list a view needs a ninth of the memory, where bytes lie as the processor has them.
+        view = count >= 1024 and sys.byteorder == "little"
+        words: Sequence[int] = memoryview(raw).cast("I") if view else unpack(f"<{count}I", raw)
+        position = inode.start
+        positions: list[int] = [position]
+        for first in range(0, count - _STRIDE + 1, _STRIDE):
+            position += sum([word & 0xFFFFFF for word in words[first : first + _STRIDE]])
+            positions.append(position)
+        inode._map = found = (words, positions)
+        return found
+
+    def stored_block(self, inode: Inode, index: int) -> tuple[int, int]:
+        """Return (position, size word) of a file's whole block; word 0 is a hole."""
+        words, positions = self.blocks(inode)
+        word: int
+        stride = index // _STRIDE
+        position = positions[stride]
+        for word in words[stride * _STRIDE : index]:
+            position += word & 0xFFFFFF
+        return position, words[index]
+
+    def inflate(self, position: int, word: int, limit: int) -> bytes:
+        """Return the data block stored at a position, at most `limit` bytes; nothing is cached.
+
+        Raises:
+            ImageError: it is damaged or larger.
+        """
+        size = word & layout.BLOCK_SIZE_MASK
+        if word >> 25 or not 0 < size <= self.block_size:
+            raise self.damaged(f"the data block at {position} has an impossible size")
+        data = self.raw(position, size)
+        if word & layout.BLOCK_UNCOMPRESSED:
+            if size > limit:
+                raise self.damaged(f"the data block at {position} is too large")
+            return data
+        try:
+            return self._inflate(data, limit)
+        except ValueError as error:
+            raise self.damaged(f"{error} (data block at {position})") from None
+
+    def _keep(self, position: int, data: bytes) -> None:
+        cache = self._data
+        cache[position] = data
+        self._data_bytes += len(data)
+        while self._data_bytes > self._data_cap and len(cache) > 1:
+            try:
+                oldest = next(iter(cache))
+            except RuntimeError:
+                continue
+            self._data_bytes -= len(cache.pop(oldest))
+
+    def read_block(self, inode: Inode, index: int, *, keep: bool = False) -> bytes:
+        """Return block `index` of a file, inflated: block_size bytes, or what is left for the last one.
+
+        The tail in a fragment counts as the last block. Fragments are cached, whole blocks only when `keep` is set
+        (a server asked for a part of one will be asked for the rest).
+        """
+        size = self.block_size
+        expected = min(size, inode.size - index * size)
+        if index < 0 or expected <= 0:
+            return b""
+        if index >= self.block_count(inode):
+            block = self.fragment_block(inode.fragment)
+            data = block[inode.offset : inode.offset + expected]
+        else:
+            position, word = self.stored_block(inode, index)
+            if not word:
+                return bytes(expected)
+            cached = self._data.get(position)
+            if cached is None:
+                cached = self.inflate(position, word, expected)
+                if keep:
+                    self._keep(position, cached)
+            data = cached
+        if len(data) != expected:
+            raise self.damaged("a block holds fewer bytes than the file")
+        return data
+
+    def fragment(self, index: int) -> tuple[int, int]:
+        """Return (position, size word) of a fragment block."""
+        found = self._fragments.get(index)
+        if found is None:
+            if index >= self.superblock.fragment_count:
+                raise self.damaged(f"there is no fragment {index}")
+            raw = self._indexed(self.superblock.fragment_table, index, layout.FRAGMENT.size)
+            position, word, _ = layout.FRAGMENT.unpack(raw)
+            if len(self._fragments) >= 1024:
+                self._fragments.clear()
+            found = self._fragments[index] = (position, word)
+        return found
+
+    def fragment_block(self, index: int) -> bytes:
+        """Return a fragment block, inflated and cached."""
+        position, word = self.fragment(index)
+        data = self._data.get(position)
+        if data is None:
+            data = self.inflate(position, word, self.block_size)
+            self._keep(position, data)
+        return data
+
+    def read(self, inode: Inode, offset: int = 0, size: int | None = None) -> bytes:
+        """Return bytes of a file, fewer at its end. A huge file wants a size: memory is spent on what is asked for."""
+        if inode.type != layout.FILE:
+            raise self.damaged("contents are asked of something that is no file")
+        end = inode.size if size is None else min(inode.size, offset + size)
+        if offset >= end:
+            return b""
+        unit = self.block_size
+        index, begin = divmod(offset, unit)
+        if end <= (index + 1) * unit:  # within one block
+            data = self.read_block(inode, index, keep=True)
+            return data if not begin and len(data) == end - offset else data[begin : end - index * unit]
+        parts = []
+        while offset < end:
+            data = self.read_block(inode, index, keep=end < (index + 1) * unit)
+            if begin or len(data) > end - offset:
+                data = data[begin : begin + end - offset]
+                begin = 0
+            parts.append(data)
+            offset += len(data)
+            index += 1
+        return b"".join(parts)
+
+    def stream(self, inode: Inode) -> Iterator[bytes]:
+        """Yield a file's blocks in order, holes as zeros."""
+        for index in range(-(-inode.size // self.block_size)):
+            yield self.read_block(inode, index)
+
+    # -- extended attributes -----------------------------------------------------------------------------------------
+
+    def xattrs(self, inode: Inode) -> dict[bytes, bytes]:
+        """Return an inode's extended attributes by full name; kinds that this format does not name are left out.
+
+        Raises:
+            ImageError: the table is damaged, or has more than any file system could hold.
+        """
+        if inode.xattr == layout.NONE32:
+            return {}
+        table = self.superblock.xattr_table
+        if table == layout.NONE64:
+            return {}  # written without xattrs although inodes name them; the kernel sees none either
+        if self._xattr_head is None:
+            base, count, _ = layout.XATTR_TABLE.unpack(self.raw(table, layout.XATTR_TABLE.size))
+            if not self._directory_table < base < table:
+                raise self.damaged("the xattr table is out of order")
+            self._xattr_head = base, count
+        base, count = self._xattr_head
+        if inode.xattr >= count:
+            raise self.damaged("an inode names xattrs that are not there")
+        ref, pairs, _ = layout.XATTR_ID.unpack(
+            self._indexed(table + layout.XATTR_TABLE.size, inode.xattr, layout.XATTR_ID.size)
+        )
+        if pairs > _MAX_XATTRS:
+            raise self.damaged(f"an inode claims {pairs} xattrs")
+        position, offset = base + (ref >> 16), ref & 0xFFFF
+        found: dict[bytes, bytes] = {}
+        total = 0
+        for _ in range(pairs):
+            kind, length = layout.XATTR_KEY.unpack(self._bytes(position, offset, 4, table))
+            offset += 4
+            if length > 255:
+                raise self.damaged("an xattr's name is too long")
+            name = self._bytes(position, offset, length, table)
+            offset += length
+            (size,) = layout.XATTR_VALUE.unpack(self._bytes(position, offset, 4, table))
+            offset += 4
+            at, skip = position, offset
+            offset += size if not kind & layout.XATTR_OUT_OF_LINE else 8
+            if kind & layout.XATTR_OUT_OF_LINE:
+                place = int.from_bytes(self._bytes(at, skip, 8, table), "little")
+                at, skip = base + (place >> 16), place & 0xFFFF
+                (size,) = layout.XATTR_VALUE.unpack(self._bytes(at, skip, 4, table))
+                skip += 4
+            total += size
+            if size > layout.XATTR_VALUE_MAX or total > _MAX_XATTR_BYTES:
+                raise self.damaged("an xattr's value is too long")
+            value = self._bytes(at, skip, size, table)
+            kind &= 0xFF
+            if kind < len(layout.XATTR_PREFIXES) and b"\0" not in name:
+                found[layout.XATTR_PREFIXES[kind] + name] = value
+            # Keep the offset small: a long list must not be walked from its beginning for every pair.
+            while True:
+                data, following = self.metadata_block(position)
+                if offset < len(data) or following >= table:
+                    break
+                offset -= len(data)
+                position = following
+        return found
