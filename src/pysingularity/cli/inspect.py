@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-USAGE = "[OPTIONS] IMAGE"
+USAGE = "IMAGE"
 COUNT = (1, 1)
 HELP = """\
 Show labels (the default), scripts, environment, help text and definition file of an image: a SIF file, a bare squashfs

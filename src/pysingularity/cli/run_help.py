@@ -8,7 +8,7 @@ from pysingularity.cli.options import TEXT, Arguments, Option
 from pysingularity.image import metadata
 from pysingularity.image.open import open_image
 
-USAGE = "[OPTIONS] IMAGE"
+USAGE = "IMAGE"
 COUNT = (1, 1)
 HELP = """\
 Show what the image's author wrote in %help (or in %apphelp of an app). Nothing is run in the image.

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-USAGE = "[OPTIONS] FILE OBJECT"
+USAGE = "FILE OBJECT"
 COUNT = (2, 2)
 HELP = """\
 Add the content of OBJECT ("-" is standard input) to a SIF file.
@@ -112,9 +112,7 @@ def _extra(arguments: Arguments, kind: int) -> Callable[[bytes], bytes]:
         except ValueError:
             entity = b""
         if len(entity) != 20:
-            raise UsageError(
-                "bad-entity", f"sif add: --signentity {text!r}: is not 40 hexadecimal digits"
-            )
+            raise UsageError("bad-entity", f"sif add: --signentity {text!r}: is not 40 hexadecimal digits")
         made = layout.signature_extra(_number(arguments, "signhash", 1, len(HASHES)), entity)
     elif kind == layout.SBOM:
         if arguments.sbomformat is None:

@@ -20,8 +20,7 @@ OPTIONS = (Option("force", "Replace a file that exists", short="F"),)
 
 def run(arguments: Arguments, environ: dict[str, str]) -> int:
     """Create the file."""
-    from pysingularity.image.assemble import epoch
-    from pysingularity.image.output import OutputFile
+    from pysingularity.image.output import OutputFile, epoch
     from pysingularity.sif.file import create, random_identity
 
     with status_one():

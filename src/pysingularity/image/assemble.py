@@ -16,7 +16,7 @@ import os
 from pysingularity.errors import UserError
 from pysingularity.image import metadata
 from pysingularity.image.entries import Entry, put_into_tree
-from pysingularity.image.output import OutputFile
+from pysingularity.image.output import OutputFile, epoch
 from pysingularity.sif import layout
 from pysingularity.sif.file import SifObject, create, identity_from, plan
 from pysingularity.squashfs.writer import SquashfsWriter
@@ -167,20 +167,6 @@ def objects_for(
     extra = layout.partition_extra(layout.SQUASHFS, layout.PRIMARY, arch)
     objects.append(SifObject(layout.PARTITION, extra=extra))
     return objects
-
-
-def epoch(environ: Mapping[str, str]) -> int | None:
-    """Return SOURCE_DATE_EPOCH (Unix seconds) when it is set.
-
-    Raises:
-        UserError: it is no number.
-    """
-    text = environ.get("SOURCE_DATE_EPOCH", "")
-    if not text:
-        return None
-    if not text.isdigit() or int(text) > 0xFFFFFFFF:
-        raise UserError("source-date-epoch", f"SOURCE_DATE_EPOCH={text}: is no time in seconds since 1970")
-    return int(text)
 
 
 def newest(root: Node) -> int:

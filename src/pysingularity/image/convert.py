@@ -14,11 +14,11 @@ from functools import partial
 
 from pysingularity.errors import ImageError, UserError
 from pysingularity.image import metadata as contract
-from pysingularity.image.assemble import SifAssembly, Written, epoch, host_arch, newest
+from pysingularity.image.assemble import SifAssembly, Written, host_arch, newest
 from pysingularity.image.entries import Entry
 from pysingularity.image.inside import FolderSource, OverlaidSource, source_of, squashfs_of
 from pysingularity.image.open import Image, open_image
-from pysingularity.image.output import OutputFolder, check_target
+from pysingularity.image.output import OutputFolder, check_target, epoch
 from pysingularity.image.tree import scan_directory, store_tree
 from pysingularity.sif.layout import DEFINITION
 from pysingularity.squashfs.node import Node

@@ -3,7 +3,8 @@
 
 A file is made without a name where the file system can (nothing stays behind even after SIGKILL), otherwise as
 `.NAME.XXXX.partial` beside its target. Folders are always made as partials. A partial is locked by who writes it;
-one that nobody holds any more is removed by the next who writes the same target.
+one that nobody holds any more is removed by the next who writes the same target. `epoch` is the time that results
+bear when the caller asks for reproducible ones.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pysingularity.errors import HostError, UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType, TracebackType
 
 #: Errors that mean that there is no room.
@@ -104,6 +105,20 @@ def check_target(path: str, *, force: bool = False, folder: bool = False) -> Non
             f"{path}: is a file and is not replaced by a folder",
             hint="remove it, or choose another name",
         )
+
+
+def epoch(environ: Mapping[str, str]) -> int | None:
+    """Return SOURCE_DATE_EPOCH (Unix seconds) when it is set.
+
+    Raises:
+        UserError: it is no number.
+    """
+    text = environ.get("SOURCE_DATE_EPOCH", "")
+    if not text:
+        return None
+    if not text.isdigit() or int(text) > 0xFFFFFFFF:
+        raise UserError("source-date-epoch", f"SOURCE_DATE_EPOCH={text}: is no time in seconds since 1970")
+    return int(text)
 
 
 class OutputFile:
