@@ -69,12 +69,15 @@ except (ImportError, AttributeError, TypeError, OSError):  # a Python whose priv
         return found
 
     def pointer(buffer: bytearray) -> Any:
+        """Return the address of a buffer that a C function may fill."""
         return ctypes.byref(ctypes.c_char.from_buffer(buffer))
 
     def reference(number: Any) -> Any:
+        """Return the address of a `long`."""
         return ctypes.byref(number)
 
     def load(library: str, name: str) -> Any:
+        """Return function `name` of another shared library; it gives an int."""
         try:
             found = getattr(ctypes.CDLL(library), name)
         except AttributeError:
