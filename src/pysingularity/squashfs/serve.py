@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serve a squashfs image over FUSE: requests from a descriptor of /dev/fuse, answers out of `reader`.
+
+Nothing is written, so nearly everything can be left to the kernel's caches: names, attributes and "no such file" are
+good for ever, OPEN and OPENDIR are answered once with "not implemented" (the kernel then stops asking), and
+directories are read together with the attributes of their entries. A node's number is the reference of its inode, so
+that any number of processes can answer on one descriptor without sharing state; that is how several cores are used.
+
+Protocol: linux/fuse.h 7.31 (`linux.fuse`). Opening the device, mounting and forking the first server are the work of
+`image.mount`. Start ring.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from pysingularity.errors import SingularityError
+from pysingularity.linux import fuse
+
+from . import layout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .reader import Inode, SquashfsImage
+
+_EIO, _EINTR, _EAGAIN, _ENOENT, _ENODEV, _ENOSYS, _ERANGE, _ENODATA = 5, 4, 11, 2, 19, 38, 34, 61
+
+#: How long the kernel may believe an answer, in seconds: as long as it likes.
+_FOREVER = 1 << 30
+#: Bytes of one request: nothing large ever comes, since nothing is written.
+_REQUEST = 64 << 10
+#: Bytes of one answer to READ; the pages of it must be allowed in INIT.
+_MAX_READ = 1 << 20
+_PAGE = 4096
+
+#: Caps of what one server process keeps, by count; each inode answer is 88 bytes, each name about 150.
+_KEPT_ATTRIBUTES = 16384
+_KEPT_NAMES = 65536
+_KEPT_FILES = 256
+
+#: A server that has had this many READs is busy enough to be joined by others.
+_BUSY = 256
+_MOST_WORKERS = 4
+
+_DT = (0, 4, 8, 10, 6, 2, 1, 12)  # dirent types by layout's basic types
+
+
+class Server:
+    """One process's answers for one image.
+
+    Arguments:
+        image: the opened image.
+        owner: (uid, gid) that every file is shown to belong to; None shows the stored ones.
+        workers: how many processes may answer in all, once there is enough to do; 0 suits the machine.
+    """
+
+    def __init__(self, image: SquashfsImage, owner: tuple[int, int] | None = None, *, workers: int = 0) -> None:
+        self.image, self.owner = image, owner
+        self.workers = workers or min(len(posix.sched_getaffinity(0)), _MOST_WORKERS)
+        self.has_xattrs = image.superblock.xattr_table != layout.NONE64
+        self._attributes: dict[int, bytes] = {}
+        self._names: dict[int, dict[bytes, int]] = {}
+        self._listings: dict[int, list[tuple[bytes, int, int]]] = {}
+        self._name_count = 0
+        self._files: dict[int, Inode] = {}
+        self._reads = 0
+        self._operations = {
+            fuse.LOOKUP: self._lookup,
+            fuse.GETATTR: self._getattr,
+            fuse.READLINK: self._readlink,
+            fuse.READ: self._read,
+            fuse.READDIR: self._readdir,
+            fuse.READDIRPLUS: self._readdirplus,
+            fuse.GETXATTR: self._getxattr,
+            fuse.LISTXATTR: self._listxattr,
+            fuse.STATFS: self._statfs,
+            fuse.INIT: self._init,
+            fuse.RELEASE: self._nothing,
+            fuse.RELEASEDIR: self._nothing,
+            fuse.DESTROY: self._nothing,
+        }
+
+    def run(self, device: int) -> None:
+        """Answer on a mounted descriptor of /dev/fuse until the file system is unmounted."""
+        buffer = bytearray(_REQUEST)
+        buffers = [buffer]
+        view = memoryview(buffer)
+        unpack_header, pack_answer = fuse.IN_HEADER.unpack_from, fuse.OUT_HEADER.pack
+        operations = self._operations
+        readv, writev = posix.readv, posix.writev
+        while True:
+            try:
+                size = readv(device, buffers)
+            except OSError as error:
+                if error.errno in (_ENOENT, _EINTR, _EAGAIN):  # the asker went away, or a signal came
+                    continue
+                return  # ENODEV: unmounted
+            _, code, unique, node, _, _, _, _ = unpack_header(buffer)
+            if code == fuse.FORGET or code == fuse.BATCH_FORGET or code == fuse.INTERRUPT:
+                continue  # these have no answer
+            operation = operations.get(code)
+            status = -_ENOSYS
+            parts: tuple[bytes | memoryview, ...] = ()
+            if operation is not None:
+                try:
+                    answer = operation(node, view[40:size])
+                except SingularityError:  # the image is damaged there
+                    answer = -_EIO
+                except OSError as error:
+                    answer = -(error.errno or _EIO)
+                except (ValueError, LookupError, ArithmeticError, MemoryError, TypeError):
+                    answer = -_EIO  # hostile bytes that the reader did not name; the server must live on
+                if isinstance(answer, int):
+                    status = answer
+                else:
+                    status, parts = 0, answer
+            length = 16
+            for part in parts:
+                length += len(part)
+            try:
+                writev(device, (pack_answer(length, status, unique), *parts))
+            except OSError as error:
+                if error.errno == _ENODEV:
+                    return
+                # Any other refusal concerns this answer only (the asker was interrupted).
+            if code == fuse.DESTROY:
+                return
+            if self._reads >= _BUSY and self.workers > 1:
+                self._multiply()
+
+    def _multiply(self) -> None:
+        """Let further processes answer as well; each goes on in `run` with caches of its own."""
+        count, self.workers = self.workers, 1
+        for _ in range(count - 1):
+            try:
+                if posix.fork() == 0:
+                    break
+            except OSError:  # no more processes for this user: one server is enough
+                break
+
+    # -- what the operations share -----------------------------------------------------------------------------------
+
+    def _ref(self, node: int) -> int:
+        return self.image.root.ref if node == fuse.ROOT_NODE else node - 2
+
+    def _node(self, ref: int) -> int:
+        return fuse.ROOT_NODE if ref == self.image.root.ref else ref + 2
+
+    def _inode(self, ref: int) -> Inode:
+        return self.image.root if ref == self.image.root.ref else self.image.inode(ref)
+
+    def _attribute(self, ref: int) -> bytes:
+        """Return an inode's fuse_attr."""
+        found = self._attributes.get(ref)
+        if found is None:
+            inode = self._inode(ref)
+            size = inode.size
+            uid, gid = self.owner or (inode.uid, inode.gid)
+            mtime = inode.mtime
+            found = fuse.ATTR.pack(
+                inode.number,
+                size,
+                (size + 511) >> 9,
+                mtime,
+                mtime,
+                mtime,
+                0,
+                0,
+                0,
+                inode.st_mode,
+                inode.nlink,
+                uid,
+                gid,
+                inode.rdev,
+                self.image.block_size,
+                0,
+            )
+            if len(self._attributes) >= _KEPT_ATTRIBUTES:
+                self._attributes.clear()
+            self._attributes[ref] = found
+        return found
+
+    def _entry(self, ref: int) -> bytes:
+        """Return an inode's fuse_entry_out."""
+        return fuse.ENTRY.pack(self._node(ref), 0, _FOREVER, _FOREVER, 0, 0) + self._attribute(ref)
+
+    def _directory(self, ref: int) -> list[tuple[bytes, int, int]]:
+        """Return (name, reference, basic type) of a directory's entries, kept."""
+        found = self._listings.get(ref)
+        if found is None:
+            entries = self.image.entries(self._inode(ref))
+            found = [(name, target, layout.TYPES[kind]) for name, target, kind in entries]
+            self._name_count += len(found)
+            if self._name_count > _KEPT_NAMES:
+                self._listings.clear()
+                self._names.clear()
+                self._name_count = len(found)
+            self._listings[ref] = found
+        return found
+
+    # -- operations: (node, the request behind its header) → parts of the answer, or a negative errno ----------------
+
+    def _nothing(self, _node: int, _request: memoryview) -> tuple[bytes, ...]:
+        return ()
+
+    def _init(self, _node: int, request: memoryview) -> tuple[bytes, ...]:
+        _, _, readahead, offered = fuse.INIT_IN.unpack_from(request)
+        wanted = (
+            fuse.ASYNC_READ
+            | fuse.EXPORT_SUPPORT
+            | fuse.PARALLEL_DIROPS
+            | fuse.DO_READDIRPLUS
+            | fuse.NO_OPEN_SUPPORT
+            | fuse.NO_OPENDIR_SUPPORT
+            | fuse.CACHE_SYMLINKS
+            | fuse.MAX_PAGES
+        )
+        return (
+            fuse.INIT_OUT.pack(
+                7, 31, max(readahead, _MAX_READ), offered & wanted, 64, 48, _PAGE, 1, _MAX_READ // _PAGE, 0, 0
+            ),
+        )
+
+    def _lookup(self, node: int, request: memoryview) -> tuple[bytes, ...]:
+        ref = self._ref(node)
+        names = self._names.get(ref)
+        if names is None:
+            names = {name: target for name, target, _ in self._directory(ref)}
+            self._names[ref] = names
+        target = names.get(bytes(request[:-1]))
+        if target is None:
+            # Node 0: there is no such name, and the kernel may remember that.
+            return (fuse.ENTRY.pack(0, 0, _FOREVER, _FOREVER, 0, 0) + bytes(fuse.ATTR.size),)
+        return (self._entry(target),)
+
+    def _getattr(self, node: int, _request: memoryview) -> tuple[bytes, ...]:
+        return (fuse.ATTR_OUT.pack(_FOREVER, 0, 0), self._attribute(self._ref(node)))
+
+    def _readlink(self, node: int, _request: memoryview) -> tuple[bytes, ...]:
+        return (self._inode(self._ref(node)).target,)
+
+    def _read(self, node: int, request: memoryview) -> tuple[bytes | memoryview, ...]:
+        self._reads += 1
+        _, offset, size = fuse.READ_IN.unpack_from(request)
+        inode = self._files.get(node)
+        if inode is None:
+            inode = self._inode(self._ref(node))
+            if len(self._files) >= _KEPT_FILES:
+                self._files.clear()
+            self._files[node] = inode
+        end = min(inode.size, offset + min(size, _MAX_READ))
+        unit = self.image.block_size
+        parts: list[bytes | memoryview] = []
+        while offset < end:
+            index, begin = divmod(offset, unit)
+            last = end <= (index + 1) * unit
+            data = self.image.read_block(inode, index, keep=begin != 0 or (last and end % unit != 0))
+            piece = data if not begin and not last else memoryview(data)[begin : end - index * unit]
+            parts.append(piece)
+            offset += len(piece)
+        return tuple(parts)
+
+    def _readdir(self, node: int, request: memoryview) -> tuple[bytes, ...]:
+        return self._list(node, request, False)
+
+    def _readdirplus(self, node: int, request: memoryview) -> tuple[bytes, ...]:
+        return self._list(node, request, True)
+
+    def _list(self, node: int, request: memoryview, plus: bool) -> tuple[bytes, ...]:
+        """Return as many entries as fit, from the place the kernel names; "." and ".." stand at places 0 and 1."""
+        _, place, room = fuse.READ_IN.unpack_from(request)
+        ref = self._ref(node)
+        entries = self._directory(ref)
+        pack = fuse.DIRENT.pack
+        out = []
+        while place < len(entries) + 2:
+            if place < 2:
+                inode = self._inode(ref)
+                name, number, kind = (b".", b"..")[place], (inode.number, inode.parent)[place], layout.DIR
+                # The kernel wants no entry for these two: all zeros.
+                head = bytes(fuse.ENTRY.size + fuse.ATTR.size)
+            else:
+                name, target, kind = entries[place - 2]
+                if plus:
+                    head = self._entry(target)
+                    number = int.from_bytes(head[fuse.ENTRY.size : fuse.ENTRY.size + 8], "little")
+                else:
+                    number = target + 2
+            record = pack(number or 1, place + 1, len(name), _DT[kind]) + name
+            record += bytes(-len(record) % 8)
+            if plus:
+                record = head + record
+            room -= len(record)
+            if room < 0:
+                break
+            out.append(record)
+            place += 1
+        return (b"".join(out),)
+
+    def _getxattr(self, node: int, request: memoryview) -> tuple[bytes, ...] | int:
+        if not self.has_xattrs:
+            return -_ENOSYS  # the kernel stops asking
+        size, _ = fuse.XATTR.unpack_from(request)
+        name = bytes(request[fuse.XATTR.size : -1])
+        value = self.image.xattrs(self._inode(self._ref(node))).get(name)
+        return -_ENODATA if value is None else self._sized(value, size)
+
+    def _listxattr(self, node: int, request: memoryview) -> tuple[bytes, ...] | int:
+        if not self.has_xattrs:
+            return -_ENOSYS
+        size, _ = fuse.XATTR.unpack_from(request)
+        names = b"".join(name + b"\0" for name in self.image.xattrs(self._inode(self._ref(node))))
+        return self._sized(names, size)
+
+    @staticmethod
+    def _sized(value: bytes, size: int) -> tuple[bytes, ...] | int:
+        """Answer a question for a value: its length when no room was offered, else the value if it fits."""
+        if not size:
+            return (fuse.XATTR.pack(len(value), 0),)
+        return -_ERANGE if len(value) > size else (value,)
+
+    def _statfs(self, _node: int, _request: memoryview) -> tuple[bytes, ...]:
+        superblock = self.image.superblock
+        blocks = -(-superblock.bytes_used // _PAGE)
+        return (fuse.STATFS_OUT.pack(blocks, 0, 0, superblock.inode_count, 0, _PAGE, 255, _PAGE, 0),)
