@@ -231,6 +231,8 @@ class SifFile:
         new = item.describe(slot + 1, end, when)
         try:
             write_object(self.fd, item, new.offset)
+            if os.fstat(self.fd).st_size < new.offset + new.size:  # an empty object behind padding
+                os.ftruncate(self.fd, new.offset + new.size)
             os.fsync(self.fd)
         except BaseException:
             os.ftruncate(self.fd, self.size)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`singularity convert`: turn an image of any kind into one of another kind."""
+
+from __future__ import annotations
+
+import os
+
+from pysingularity import messages
+from pysingularity.cli import results
+from pysingularity.cli.options import TEXT, Arguments, Option
+from pysingularity.errors import UsageError, UserError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+USAGE = "IN OUT"
+COUNT = (2, 2)
+HELP = """\
+Turn the image IN (a SIF file, a bare squashfs or ext3 image, or a sandbox) into OUT, which is a SIF file unless you say
+otherwise. A squashfs whose compression stays is copied block by block, so that this takes a second.
+
+    singularity convert image.simg image.sif
+    singularity convert --to sandbox image.sif folder
+    singularity convert --to docker-archive image.sif image.tar      # then: docker load -i image.tar
+    singularity convert --compress zstd --level 6 image.sif smaller.sif
+"""
+TARGETS = ("sif", "sandbox", "squashfs", "docker-archive", "oci", "oci-archive")
+COMPRESSIONS = ("gzip", "zstd", "xz", "lz4", "lzo")
+OPTIONS = (
+    Option("to", "Make this kind of image", kind=TEXT, metavar="KIND", choices=TARGETS, default="sif"),
+    Option("force", "Replace what exists at OUT", short="F"),
+    Option("compress", "Compress with this method", kind=TEXT, metavar="METHOD", choices=COMPRESSIONS),
+    Option("level", "Compress with this effort", kind=TEXT, metavar="N"),
+    Option("threads", "Use this many threads", kind=TEXT, metavar="N"),
+    Option("name", "Name the image NAME[:TAG] in an archive or layout", kind=TEXT, metavar="NAME"),
+    Option("json", "Print what was written, with digests, as JSON", short="j"),
+)
+
+
+def run(arguments: Arguments, environ: dict[str, str]) -> int:  # noqa: ARG001
+    """Convert the image."""
+    from pysingularity.image.output import Orderly
+
+    source, target = arguments.positional
+    kind = str(arguments.to)
+    level, threads = _number(arguments.level, "level"), _number(arguments.threads, "threads")
+    if (arguments.compress or level is not None) and kind not in ("sif", "squashfs"):
+        raise UsageError("compress-archive", f"--compress and --level are for SIF files and squashfs, not for {kind}")
+    if level is not None and not arguments.compress:
+        raise UsageError("level-alone", "--level needs --compress", hint="for example: --compress zstd --level 6")
+    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
+        raise UserError("same-file", f"{target}: is the image itself", hint="choose another name for the result")
+    with Orderly():
+        if kind == "sandbox":
+            written = _sandbox(source, target, bool(arguments.force), threads)
+        elif kind in ("sif", "squashfs"):
+            from pysingularity.image.convert import to_file
+
+            made = to_file(
+                source,
+                target,
+                bare=kind == "squashfs",
+                compression=str(arguments.compress or ""),
+                level=level,
+                threads=threads,
+                force=bool(arguments.force),
+                say=messages.warning,
+            )
+            written = {"size": made.size, "id": made.identity, "partitionDigest": made.partition_digest}
+        else:
+            from pysingularity.image.export import export
+
+            identity = export(
+                source,
+                target,
+                kind,
+                name=str(arguments.name or ""),
+                threads=threads,
+                force=bool(arguments.force),
+            )
+            written = {"imageId": identity}
+    if arguments.json:
+        if os.path.isfile(target):
+            written["digest"] = _digest(target)
+        results.write_json({"path": target, "kind": kind, **written})
+    else:
+        messages.info(f"Image written: {target}")
+    return 0
+
+
+def _sandbox(source: str, target: str, force: bool, workers: int | None) -> dict[str, Any]:
+    from pysingularity.image.convert import to_sandbox
+    from pysingularity.image.open import open_image
+
+    with open_image(source) as image:
+        to_sandbox(image, target, workers=workers, force=force)
+    return {}
+
+
+def _digest(path: str) -> str:
+    import hashlib
+
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _number(text: object, name: str) -> int | None:
+    """Return the number an option gives.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text is None:
+        return None
+    word = str(text)
+    if not word.isascii() or not word.isdigit() or not int(word):
+        raise UsageError("bad-number", f"--{name} {word}: is no number from 1")
+    return int(word)
