@@ -25,7 +25,7 @@ def tree(tmp_path):
     (top / "a/b/c").mkdir(parents=True)
     (top / "empty").touch()
     (top / "small").write_bytes(b"x" * 100)
-    (top / "large").write_bytes(os.urandom(1 << 20))
+    (top / "large").write_text("".join(f"{number}\n" for number in range(150_000)))
     with open(top / "sparse", "wb") as file:
         file.truncate(3 << 20)
         file.seek(2 << 20)
