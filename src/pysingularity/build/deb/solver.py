@@ -142,8 +142,7 @@ class Solver:
         if package is not None and self._fits(package, relation):
             return True
         return any(
-            provider.name in chosen and chosen[provider.name] is provider
-            for provider in self._providing(relation)
+            provider.name in chosen and chosen[provider.name] is provider for provider in self._providing(relation)
         )
 
     def _matching(self, relation: Relation) -> list[Package]:
@@ -158,8 +157,7 @@ class Solver:
             if not self._arch_fits(package, relation):
                 continue
             if not relation.relation or (
-                provided.relation == "="
-                and versions.satisfies(provided.version, relation.relation, relation.version)
+                provided.relation == "=" and versions.satisfies(provided.version, relation.relation, relation.version)
             ):
                 found.append(package)
         return found
@@ -176,9 +174,7 @@ class Solver:
             return package.multi_arch == "allowed"
         return relation.arch == self.index.architecture
 
-    def _take(
-        self, package: Package, owner: Package | None, chosen: dict[str, Package], queue: deque[Need]
-    ) -> None:
+    def _take(self, package: Package, owner: Package | None, chosen: dict[str, Package], queue: deque[Need]) -> None:
         clash = self._clash(package, chosen)
         if clash:
             raise _Impossible(f"{_need_of(owner)}{package.name} {package.version}, which {clash}")
@@ -194,9 +190,7 @@ class Solver:
             for candidate in self._hit(relation, chosen):
                 if candidate.name != package.name:
                     return f"conflicts with {candidate.name} {candidate.version} ({relation})"
-        names = {package.name: package.version} | {
-            provided.name: provided.version for provided in package.provides
-        }
+        names = {package.name: package.version} | {provided.name: provided.version for provided in package.provides}
         for candidate in chosen.values():
             if candidate.name == package.name:
                 continue

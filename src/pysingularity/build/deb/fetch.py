@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring files from mirrors: over http and https with proxies and the site's certificates, or from file: and copy:.
+
+Large files are fetched several at a time, checked while they come in, and kept in a cache under the name of their
+checksum; a file appears there only whole and right. Small ones (Release files) are returned as bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from pysingularity.errors import HostError, SingularityError, UserError
+
+CHUNK = 1 << 17
+#: Connections at once; mirrors are patient, but not endlessly.
+PARALLEL = 8
+ATTEMPTS = 3
+CONNECT_TIMEOUT, READ_TIMEOUT = 20.0, 60.0
+#: Places of the certificates that a site trusts, for Pythons that look elsewhere.
+BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+#: Parts of a path that may stand in an address as they are; "%" in a file's name has to be written as %25.
+_SAFE = "/~+:@=,!$&'()*;"
+
+
+_T = TypeVar("_T")
+
+
+class Item(NamedTuple):
+    """A file to bring: its address, exact size, checksum, and a name for people."""
+
+    url: str
+    size: int
+    sha256: str
+    name: str
+
+
+class NotFound(UserError):
+    """The mirror has no such file."""
+
+
+class Fetcher:
+    """Fetches for one build.
+
+    Arguments:
+        cache: folder for files named by their checksum; made when missing.
+        environ: proxies (http_proxy, https_proxy, all_proxy, no_proxy) and certificates (SSL_CERT_FILE, SSL_CERT_DIR).
+        progress: called as progress(text, done, total), in this thread only.
+    """
+
+    def __init__(self, cache: str, environ: Mapping[str, str], progress: Callable[..., None]) -> None:
+        self.cache, self.environ, self.progress = cache, environ, progress
+        os.makedirs(cache, exist_ok=True)
+        self._pools: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._done = 0
+
+    def get(self, url: str, limit: int) -> bytes:
+        """Return a small file.
+
+        Raises:
+            NotFound: the mirror does not have it.
+            UserError: it is larger than `limit` bytes, or the mirror cannot be reached.
+        """
+
+        def once() -> bytes:
+            data = b""
+            for chunk in self._open(url):
+                data += chunk
+                if len(data) > limit:
+                    raise UserError("too-large", f"{url}: more than {limit} bytes")
+            return data
+
+        return self._retry(once, url)
+
+    def cached(self, sha256: str) -> str | None:
+        """Return the path of a file in the cache when it is there and still right."""
+        path = os.path.join(self.cache, sha256)
+        try:
+            with open(path, "rb") as file:
+                right = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        except OSError:
+            return None
+        if not right:  # a disk forgets, a user edits
+            os.unlink(path)
+            return None
+        os.utime(path)  # used now: who cleans the cache looks at this time
+        return path
+
+    def keep(self, data: bytes, sha256: str) -> str:
+        """Put bytes with a known checksum into the cache and return their path."""
+        path = os.path.join(self.cache, sha256)
+        partial = self._partial(sha256)
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+            os.replace(partial, path)
+        except OSError as error:
+            _remove(partial)
+            raise self._full(error) from None
+        return path
+
+    def bring(self, items: Sequence[Item], text: str) -> dict[str, str]:
+        """Return checksum → path in the cache for all items, fetching what is not there.
+
+        Raises:
+            UserError: the mirror lacks one, or serves another content than promised.
+            HostError: the cache has no space.
+        """
+        total = sum(item.size for item in items)
+        self._done = 0
+        found: dict[str, str] = {}
+        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="fetch") as pool:
+            # Large files first: the last one to finish then is a small one.
+            order = sorted(items, key=lambda item: -item.size)
+            waiting: dict[Future[str], Item] = {pool.submit(self._one, item): item for item in order}
+            try:
+                while waiting:
+                    done, _ = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        found[waiting.pop(future).sha256] = future.result()
+                    self.progress(text, self._done, total)
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return found
+
+    def close(self) -> None:
+        """Close all connections."""
+        for pool in self._pools.values():
+            pool.clear()
+        self._pools.clear()
+
+    def _one(self, item: Item) -> str:
+        path = self.cached(item.sha256)
+        if path is not None:
+            self._count(item.size)
+            return path
+        path = os.path.join(self.cache, item.sha256)
+        return self._retry(lambda: self._download(item, path), item.url)
+
+    def _download(self, item: Item, path: str) -> str:
+        partial = self._partial(item.sha256)
+        digest, size = hashlib.sha256(), 0
+        try:
+            with open(partial, "wb") as file:
+                for chunk in self._open(item.url):
+                    size += len(chunk)
+                    if size > item.size:
+                        raise _wrong(item, f"is larger than the {item.size} bytes that its index promises")
+                    digest.update(chunk)
+                    file.write(chunk)
+                    self._count(len(chunk))
+            if size != item.size:
+                raise _Broken(f"{size} of {item.size} bytes came")
+            if digest.hexdigest() != item.sha256:
+                raise _wrong(item, f"has the checksum {digest.hexdigest()}, not the {item.sha256} of its index")
+            os.replace(partial, path)
+        except BaseException as error:
+            self._count(-size)
+            _remove(partial)
+            if isinstance(error, OSError):
+                raise self._full(error) from None
+            raise
+        return path
+
+    def _partial(self, sha256: str) -> str:
+        return os.path.join(self.cache, f".{sha256}.{os.getpid()}.{threading.get_ident()}.partial")
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+
+    def _full(self, error: OSError) -> HostError:
+        return HostError(
+            "cache-not-writable",
+            f"the cache {self.cache} cannot be written: {error.strerror}",
+            hint="give another place with SINGULARITY_CACHEDIR, or make room",
+        )
+
+    def _retry(self, work: Callable[[], _T], url: str) -> _T:
+        """Do something with the network, again when it fails in a way that may pass."""
+        attempt = 1
+        while True:
+            try:
+                return work()
+            except _Broken as error:
+                if attempt >= ATTEMPTS or self._stop.is_set():
+                    raise UserError(
+                        "mirror-unreachable",
+                        f"{url}: {error}",
+                        hint="is the network there, and does this site need http_proxy or https_proxy?",
+                    ) from None
+                self._stop.wait(0.5 * attempt)
+                attempt += 1
+
+    def _open(self, url: str) -> Iterator[bytes]:
+        """Yield the content of an address.
+
+        Raises:
+            NotFound: there is nothing.
+            _Broken: something failed that may work the next time.
+        """
+        parts = urlsplit(url)
+        if parts.scheme in ("file", "copy"):
+            yield from self._local(unquote(parts.path), url)
+            return
+        yield from self._remote(url)
+
+    def _local(self, path: str, url: str) -> Iterator[bytes]:
+        try:
+            with open(path, "rb") as file:
+                while chunk := file.read(CHUNK):
+                    yield chunk
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound("not-on-mirror", f"{url}: no such file") from None
+        except OSError as error:
+            raise UserError("mirror-unreachable", f"{url}: {error.strerror}") from None
+
+    def _remote(self, url: str) -> Iterator[bytes]:
+        import urllib3  # 50 ms, and not needed for a mirror on a disk
+
+        parts = urlsplit(url)
+        headers = {"User-Agent": "pysingularity", "Accept-Encoding": "identity"}
+        if parts.username is not None:
+            word = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers |= urllib3.make_headers(basic_auth=word)
+            url = url.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1)
+        try:
+            response = self._pool(parts.scheme, parts.hostname or "").request(
+                "GET", url, headers=headers, preload_content=False, retries=urllib3.Retry(0, redirect=5)
+            )
+        except urllib3.exceptions.MaxRetryError as error:
+            raise _Broken(_reason(error)) from None
+        except urllib3.exceptions.LocationValueError as error:
+            raise UserError("bad-address", f"{url}: {error}") from None
+        except urllib3.exceptions.HTTPError as error:
+            raise _Broken(_reason(error)) from None
+        try:
+            if response.status in (404, 410):
+                response.drain_conn()
+                raise NotFound("not-on-mirror", f"{url}: the mirror has no such file (status {response.status})")
+            if response.status >= 500 or response.status == 429:
+                raise _Broken(f"the mirror answers with status {response.status}")
+            if response.status != 200:
+                raise UserError("mirror-refuses", f"{url}: the mirror answers with status {response.status}")
+            for chunk in response.stream(CHUNK, decode_content=False):
+                if self._stop.is_set():
+                    raise _Broken("stopped")
+                yield chunk
+        except urllib3.exceptions.HTTPError as error:
+            raise _Broken(_reason(error)) from None
+        finally:
+            response.release_conn()
+
+    def _pool(self, scheme: str, host: str) -> Any:
+        """Return the connections to a host: direct, or through the proxy that the environment names."""
+        import urllib3
+
+        proxy = proxy_for(scheme, host, self.environ)
+        with self._lock:
+            pool = self._pools.get(proxy)
+            if pool is None:
+                options: dict[str, Any] = {
+                    "maxsize": PARALLEL,
+                    "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
+                    "ssl_context": _trust(self.environ),
+                }
+                if proxy:
+                    word = urlsplit(proxy)
+                    if word.username is not None:
+                        secret = f"{unquote(word.username)}:{unquote(word.password or '')}"
+                        options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=secret)
+                    pool = urllib3.ProxyManager(proxy, **options)
+                else:
+                    pool = urllib3.PoolManager(**options)
+                self._pools[proxy] = pool
+        return pool
+
+
+class _Broken(Exception):
+    """Something failed that may work the next time."""
+
+
+def address(base: str, path: str) -> str:
+    """Return the address of a file below a mirror, with its name quoted as an address wants it."""
+    return f"{base.rstrip('/')}/{quote(path, safe=_SAFE)}"
+
+
+def proxy_for(scheme: str, host: str, environ: Mapping[str, str]) -> str:
+    """Return the proxy for an address by the usual variables, "" for none."""
+
+    def value(name: str) -> str:
+        return environ.get(name) or environ.get(name.upper()) or ""
+
+    proxy = value(f"{scheme}_proxy") or value("all_proxy")
+    for word in value("no_proxy").replace(",", " ").split() if proxy else ():
+        ending = word.lstrip("*").lstrip(".").partition(":")[0].lower()
+        if word == "*" or (ending and (host.lower() == ending or host.lower().endswith(f".{ending}"))):
+            return ""
+    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
+
+
+def _trust(environ: Mapping[str, str]) -> Any:
+    import ssl
+
+    file, folder = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
+    context = ssl.create_default_context()
+    try:
+        if file or folder:
+            context.load_verify_locations(file or None, folder or None)
+        elif not context.cert_store_stats()["x509_ca"]:
+            for bundle in BUNDLES:
+                if os.path.exists(bundle):
+                    context.load_verify_locations(bundle)
+                    break
+    except OSError as error:
+        raise HostError(
+            "no-certificates", f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read: {error}"
+        ) from None
+    return context
+
+
+def _reason(error: BaseException) -> str:
+    """Return the innermost cause of a failed request, in few words."""
+    inner = getattr(error, "reason", None)
+    while isinstance(inner, BaseException):
+        error, inner = inner, getattr(inner, "reason", None)
+    text = str(inner or error)
+    return text.rpartition("object at ")[2].partition(": ")[2] or text if "object at " in text else text
+
+
+def _wrong(item: Item, what: str) -> SingularityError:
+    return UserError(
+        "wrong-content",
+        f"{item.url}: {what}: refused",
+        hint="a mirror in the middle of an update, a proxy that changes files, or somebody in between; try again later",
+    )
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
