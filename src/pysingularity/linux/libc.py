@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 try:
     import _ctypes
 
-    class long(_ctypes._SimpleCData):  # type: ignore[misc,name-defined]
+    class long(_ctypes._SimpleCData):  # type: ignore[type-arg]
         """A C long."""
 
         _type_ = "l"
 
-    class _Function(_ctypes.CFuncPtr):  # type: ignore[misc,name-defined]
+    class _Function(_ctypes.CFuncPtr):
         _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
         _restype_ = long
 
-    _library = _ctypes.dlopen(None, 2)
+    _library = _ctypes.dlopen(None, 2)  # type: ignore[arg-type]
     get_errno: Callable[[], int] = _ctypes.get_errno
 
     def _symbol(name: str) -> Any:
         return _Function(_ctypes.dlsym(_library, name))
 
-    class _Byte(_ctypes._SimpleCData):  # type: ignore[misc,name-defined]
+    class _Byte(_ctypes._SimpleCData):  # type: ignore[type-arg]
         _type_ = "c"
 
     def pointer(buffer: bytearray) -> Any:

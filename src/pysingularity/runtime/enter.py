@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LaunchSpec to process: the hot end. Everything was decided before; here it is done, in one fixed order.
+
+Without a pid namespace nothing is forked: the process that the user started becomes the container's program, so exit
+status, signals, job control and the controlling terminal are exact by construction. The order of the calls is forced by
+the kernel; where that is surprising a comment says why. Start ring: after `pivot_root` the interpreter's own library is
+out of sight, so every module is imported at the top.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from pysingularity import messages
+from pysingularity.errors import HostError, SingularityError, UserError
+from pysingularity.image.mount import Pending, kernel_squashfs, serve
+from pysingularity.linux import capabilities
+from pysingularity.linux.mounts import MNT_DETACH, MS_REC, MS_SLAVE, mount, pivot_root, unmount
+from pysingularity.linux.namespaces import NEWNET, NEWNS, NEWPID, NEWUSER, map_self, sethostname, unshare
+from pysingularity.linux.process import (
+    SIGKILL,
+    close_others,
+    die_with_parent,
+    leave_like,
+    no_new_privs,
+    restore_signals,
+)
+from pysingularity.runtime.binds import attach, ordered
+from pysingularity.runtime.environment import EnvironmentPlan, compose, find_program
+from pysingularity.runtime.overlay import Session
+from pysingularity.runtime.spec import KEEP, ROOT, SQUASHFS, LaunchSpec, Layer
+from pysingularity.runtime.supervise import attend, block_signals, restore_mask
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_ENOENT, _EACCES, _EPERM, _ENOSPC, _ENOEXEC, _EINVAL = 2, 13, 1, 28, 8, 22
+
+
+def enter(spec: LaunchSpec) -> NoReturn:
+    """Become the program that `spec` describes, in its container. Returns only by raising.
+
+    Raises:
+        SingularityError: the container could not be made, or the program is not there.
+    """
+    if spec.before_start is not None:
+        spec.before_start()
+    mask = block_signals() if spec.pid_namespace else None
+    pending = _leave_host(spec)
+    if not spec.pid_namespace:
+        _build(spec, pending)
+        _become(spec)
+    report, tell = posix.pipe()
+    first = posix.fork()
+    if first == 0:
+        posix.close(report)
+        _first_process(spec, pending, mask, tell)
+    posix.close(tell)
+    if spec.started is not None:
+        spec.started(first)
+    for server in pending.values():
+        server.close()
+    if spec.started is not None:
+        spec.started(first)
+    status = attend(first)
+    # Process 1 cannot die by a signal of its own: it tells the program's true status through the pipe.
+    told = posix.read(report, 4)
+    restore_mask(mask)
+    posix._exit(leave_like(int.from_bytes(told, "little") if len(told) == 4 else status))
+
+
+def run(
+    spec: LaunchSpec,
+    *,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> int:
+    """Run the program that `spec` describes in a child and return its wait status (`os.WIFEXITED` and so on).
+
+    The child and, with `pid_namespace`, all it started end with this process or when the call is interrupted. A failure
+    to start is printed by the child, which then ends with status 255.
+
+    Arguments:
+        stdin, stdout, stderr: descriptors the program gets as 0, 1 and 2; None leaves this process's own.
+    """
+    parent = posix.getpid()
+    child = posix.fork()
+    if child == 0:
+        status = 255
+        try:
+            die_with_parent(SIGKILL, parent)
+            _redirect(stdin, stdout, stderr)
+            enter(spec)
+        except SingularityError as error:
+            messages.fatal(str(error))
+        except KeyboardInterrupt:
+            status = 130
+        except BaseException as error:
+            messages.fatal(f"cannot start {spec.argv[0]}: {error}")
+        posix._exit(status)
+    try:
+        while True:
+            try:
+                return posix.waitpid(child, 0)[1]
+            except InterruptedError:
+                continue
+    except BaseException:
+        posix.kill(child, SIGKILL)
+        posix.waitpid(child, 0)
+        raise
+
+
+def _redirect(*wanted: int | None) -> None:
+    """Put descriptors on 0, 1 and 2, whatever order they have."""
+    copies = [None if one is None else posix.dup(one) for one in wanted]
+    for number, copy in enumerate(copies):
+        if copy is not None:
+            while copy <= 2:  # a copy that lies on a standard descriptor would be overwritten by its neighbour
+                copy = posix.dup(copy)
+            posix.dup2(copy, number)
+            posix.close(copy)
+
+
+def _layers(spec: LaunchSpec) -> list[Layer]:
+    """Return all layers of a spec that lie in files."""
+    found = [spec.image, *spec.overlays]
+    found += [one.image for one in spec.mounts if one.image is not None]
+    return [layer for layer in found if layer.kind == SQUASHFS]
+
+
+def _leave_host(spec: LaunchSpec) -> dict[int, Pending]:
+    """Make the namespaces; start a server for every image in a file, at the only moment that suits it.
+
+    A server has to open /dev/fuse inside the new user namespace, but must stay outside the new mount namespace: inside
+    it would keep the container's mounts alive for ever.
+    """
+    uid, gid = posix.getuid(), posix.getgid()
+    rest = NEWNS | spec.namespaces | (NEWPID if spec.pid_namespace else 0)
+    files = _layers(spec)
+    pending: dict[int, Pending] = {}
+    try:
+        if spec.identity == KEEP:
+            inside = (uid, gid)
+        else:
+            unshare(NEWUSER | (0 if files else rest))
+            inside = (0, 0) if spec.identity == ROOT else (uid, gid)
+            map_self(*inside, uid, gid)
+        if files:
+            for layer in files:
+                if id(layer) not in pending and not _by_kernel(spec):
+                    pending[id(layer)] = serve(layer.path, layer.offset, layer.size, inside, squash=spec.squash_owners)
+        if files or spec.identity == KEEP:
+            unshare(rest)
+    except OSError as error:
+        raise no_namespaces(error) from None
+    return pending
+
+
+def _by_kernel(spec: LaunchSpec) -> bool:
+    """Say whether the kernel itself may mount images here: real root, loop devices present."""
+    if spec.driver == "python" or spec.identity != KEEP or posix.getuid() != 0:
+        return False
+    try:
+        with open("/proc/self/uid_map", "rb") as file:
+            real = file.read().split() == [b"0", b"0", b"4294967295"]
+    except OSError:
+        return False
+    return real and posix.access("/dev/loop-control", posix.R_OK | posix.W_OK)
+
+
+def no_namespaces(error: OSError) -> SingularityError:
+    """Return the error for a machine that does not let this user make namespaces, with what to do about it."""
+
+    def value(name: str) -> bytes:
+        try:
+            with open("/proc/sys/" + name, "rb") as file:
+                return file.read().strip()
+        except OSError:
+            return b""
+
+    if error.errno not in (_EPERM, _EACCES, _ENOSPC, _EINVAL):
+        return HostError("no-namespaces", f"cannot make namespaces: {error.strerror}")
+    why, hint = error.strerror or "", "let the administrator allow user namespaces; see: singularity doctor"
+    if value("user/max_user_namespaces") == b"0" or error.errno == _ENOSPC:
+        why, hint = "too few user namespaces are allowed", "administrator: sysctl user.max_user_namespaces=10000"
+    elif value("kernel/unprivileged_userns_clone") == b"0":
+        why, hint = "user namespaces are switched off", "administrator: sysctl kernel.unprivileged_userns_clone=1"
+    elif value("kernel/apparmor_restrict_unprivileged_userns") == b"1":
+        why = "AppArmor restricts user namespaces"
+        hint = "administrator: sysctl kernel.apparmor_restrict_unprivileged_userns=0, or a profile for singularity"
+    return HostError("no-user-namespaces", f"this machine does not let you make containers: {why}", hint=hint)
+
+
+def _build(spec: LaunchSpec, pending: dict[int, Pending]) -> None:
+    """Put the file tree together and make it the root."""
+    posix.umask(0)
+    try:
+        # Slave rather than private: automounts and network mounts of the host still appear, nothing of ours goes out.
+        mount(None, "/", None, MS_REC | MS_SLAVE)
+        session = Session(spec)
+        session.open_sources()
+    except OSError as error:
+        if error.errno in (_EPERM, _EACCES) and spec.identity != KEEP:
+            # AppArmor's restriction lets unshare succeed and refuses the first mount.
+            raise no_namespaces(error) from None
+        raise
+    placed = ordered(spec.mounts)
+    session.cover()
+
+    def attach_layer(layer: Layer, target: str) -> None:
+        server = pending.get(id(layer))
+        if server is not None:
+            server.mount(target)
+        elif layer.kind == SQUASHFS and not kernel_squashfs(layer.path, layer.offset, layer.size, target):
+            raise HostError("no-loop", f"{layer.path}: the kernel cannot mount it", hint="set: image driver = python")
+
+    root = session.root(attach_layer, placed)
+    attach(spec, session, root, placed)
+    for server in pending.values():
+        server.close()
+    posix.fchdir(root)
+    pivot_root(".", ".")
+    unmount(".", MNT_DETACH)
+    posix.chdir("/")
+    posix.close(root)
+    session.close()
+    if spec.hostname:
+        sethostname(spec.hostname)
+    if spec.loopback and spec.namespaces & NEWNET:
+        from pysingularity.runtime.network import loopback_up
+
+        loopback_up()
+
+
+def _first_process(spec: LaunchSpec, pending: dict[int, Pending], mask: object, tell: int) -> NoReturn:
+    """Be process 1 of the pid namespace: build the root, start the program, reap until it has ended."""
+    status = 255 << 8
+    try:
+        # Before the tree is built: whoever started us may be killed at any moment.
+        die_with_parent(SIGKILL)
+        _build(spec, pending)
+        if not spec.init:
+            restore_mask(mask)
+            _become(spec)
+        program = posix.fork()
+        if program == 0:
+            posix.close(tell)
+            restore_mask(mask)
+            try:
+                _become(spec)
+            except SingularityError as error:
+                messages.fatal(str(error))
+            except KeyboardInterrupt:
+                pass
+            posix._exit(255)
+        _lose_rights(spec)
+        # The program must be able to see the end of its own pipes: process 1 lets go of everything.
+        close_others((2, tell))
+        status = attend(program, reap=True)
+    except SingularityError as error:
+        messages.fatal(str(error))
+    except BaseException as error:
+        messages.fatal(f"cannot make the container: {error}")
+    posix.write(tell, status.to_bytes(4, "little"))
+    posix._exit(255)
+
+
+def _lose_rights(spec: LaunchSpec) -> None:
+    """Give up what the waiting process does not need: it runs beside foreign code."""
+    if spec.no_new_privs:
+        no_new_privs()
+    if spec.identity != KEEP:
+        try:
+            capabilities.set_all(0)
+        except OSError as error:
+            messages.debug(f"capset: {error}")
+
+
+def _become(spec: LaunchSpec) -> NoReturn:
+    """Turn into the program: folder, environment, rights, execve."""
+    environment = spec.env
+    if isinstance(environment, EnvironmentPlan):
+        argv, env = compose(environment, spec.argv)
+    else:
+        argv, env = list(spec.argv), dict(environment)
+    folder = _change_folder(spec)
+    if isinstance(environment, EnvironmentPlan):
+        env["PWD"] = folder
+    path = find_program(argv[0], env.get("PATH", ""))
+    if path is None:
+        raise UserError(
+            "program-not-found",
+            f'"{argv[0]}": executable file not found in $PATH of the container'
+            if "/" not in argv[0]
+            else f"{argv[0]}: no such file in the container",
+            hint=f"PATH is {env.get('PATH', '')}" if "/" not in argv[0] else "",
+        )
+    posix.umask(spec.umask)
+    restore_signals()
+    if spec.capabilities is not None:
+        capabilities.drop_bounding(spec.capabilities)
+    if spec.no_new_privs:
+        no_new_privs()
+    if spec.keep_descriptors is not None:
+        close_others((0, 1, 2, *spec.keep_descriptors))
+    if spec.emulate_root is not None:
+        spec.emulate_root()
+    _execute(path, argv, env)
+
+
+def _execute(path: str, argv: list[str], env: dict[str, str]) -> NoReturn:
+    try:
+        posix.execve(path, argv, env)
+    except OSError as error:
+        if error.errno == _ENOEXEC:
+            # What execvp does for a script without a #! line.
+            try:
+                posix.execve("/bin/sh", ["/bin/sh", path, *argv[1:]], env)
+            except OSError as second:
+                error = second
+        reason = error.strerror
+        if error.errno == _ENOENT:
+            # The file is there: the kernel misses what it needs to start.
+            reason = "its interpreter or dynamic linker is not in the container"
+        if error.errno == 7:
+            reason = "arguments and environment are too long"
+        raise UserError("cannot-execute", f"cannot execute {path}: {reason}") from None
+
+
+def _change_folder(spec: LaunchSpec) -> str:
+    """Go to the first folder of `cwd` that exists, and return it."""
+    for number, folder in enumerate(spec.cwd):
+        try:
+            posix.chdir(folder)
+        except OSError as error:
+            if number == 0 and spec.cwd_required:
+                raise UserError(
+                    "no-directory",
+                    f"cannot start in {folder}: {error.strerror}",
+                    hint="give a folder that exists in the container, or bind one with --bind",
+                ) from None
+            if number == 0 and spec.action:
+                messages.verbose(f"{folder} is not in the container ({error.strerror})")
+            continue
+        return folder
+    posix.chdir("/")
+    return "/"

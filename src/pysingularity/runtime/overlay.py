@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The session and the root: a file system in memory that nobody else sees, and the layers put together in it.
+
+A read-only image gets missing mount points from a skeleton: a tree of only the missing folders and files, laid over the
+image by an overlay without an upper layer. Nothing is ever written into an image for that. Start ring.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from pysingularity import messages
+from pysingularity.errors import HostError, ImageError, UserError
+from pysingularity.linux.mounts import (
+    ATTR_NODEV,
+    ATTR_NOSUID,
+    ATTR_RDONLY,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_RDONLY,
+    O_CLOEXEC,
+    O_DIRECTORY,
+    O_NOFOLLOW,
+    O_PATH,
+    mount,
+    move_mount,
+    open_in_root,
+    open_tree,
+    remount_bind,
+    set_attributes,
+)
+from pysingularity.runtime.spec import BIND, SANDBOX, LaunchSpec, Layer, Mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Folders of which one is covered by the session. Everything below them was opened before, so nothing gets lost.
+PLACES = ("/mnt", "/media", "/srv", "/tmp", "/run", "/var/tmp")
+_ENOENT, _ENOTDIR, _ELOOP, _ENOSYS, _EINVAL = 2, 20, 40, 38, 22
+_MOST_LINKS = 40
+
+
+class Session:
+    """What is built during one start. `place` is the folder that the session's file system covers."""
+
+    def __init__(self, spec: LaunchSpec) -> None:
+        self.spec = spec
+        self.place = ""
+        self.trees: dict[int, int] = {}  # id of a Mount or Layer → detached mounts
+        self.attributes: dict[int, int] = {}  # those that the kernel could not set while detached
+        self.failed: dict[int, OSError] = {}
+        self.upper: tuple[int, int] | None = None
+        self.parts: dict[int, str] = {}  # id of a Layer that binds take parts of → where it is mounted
+        self._files = 0
+
+    def open_sources(self) -> None:
+        """Take hold of everything on the host that the container will see, before any of it is covered.
+
+        Raises:
+            UserError: a required source is not there (any more).
+            ImageError: the sandbox is not there.
+        """
+        spec = self.spec
+        for one in spec.mounts:
+            if one.kind != BIND or one.image is not None:
+                continue
+            wanted = (0 if one.trusted else ATTR_NODEV | ATTR_NOSUID) | (ATTR_RDONLY if one.readonly else 0)
+            try:
+                self._open(one, one.source, wanted)
+            except OSError as error:
+                if one.required:
+                    raise UserError("no-bind-source", f"cannot bind {one.source}: {error.strerror}") from None
+                self.failed[id(one)] = error
+        for layer in (spec.image, *spec.overlays):
+            if layer.kind == SANDBOX:
+                wanted = ATTR_NODEV | (ATTR_NOSUID if spec.no_new_privs else 0)
+                if not (spec.writable and layer is spec.image):
+                    wanted |= ATTR_RDONLY
+                try:
+                    self._open(layer, layer.path, wanted)
+                except OSError as error:
+                    raise ImageError("no-such-image", f"{layer.path}: {error.strerror}") from None
+        if spec.upper and spec.upper != "tmpfs":
+            try:
+                folders = []
+                for name in ("upper", "work"):
+                    path = f"{spec.upper}/{name}"
+                    try:
+                        posix.mkdir(path, 0o755)
+                    except FileExistsError:
+                        pass
+                    folders.append(posix.open(path, O_PATH | O_DIRECTORY | O_CLOEXEC))
+            except OSError as error:
+                raise UserError("no-overlay", f"--overlay {spec.upper}: {error.strerror}") from None
+            self.upper = (folders[0], folders[1])
+
+    def _open(self, what: Mount | Layer, path: str, wanted: int) -> None:
+        tree = open_tree(path)
+        self.trees[id(what)] = tree
+        if wanted:
+            try:
+                set_attributes(tree, wanted)
+            except OSError as error:
+                if error.errno not in (_ENOSYS, _EINVAL):
+                    raise
+                self.attributes[id(what)] = wanted  # Linux 5.11: set once it is attached
+
+    def cover(self) -> None:
+        """Mount the session's file system, in memory and invisible to the rest of the machine."""
+        error: OSError | None = None
+        for place in PLACES:
+            try:
+                mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=0755,size={self.spec.session_size + 16}m")
+            except OSError as one:
+                error = error if error is not None and one.errno == _ENOENT else one
+                continue
+            self.place = place
+            return
+        raise HostError("no-session", f"cannot make a place for the container: {error}")
+
+    def folder(self, name: str, mode: int = 0o755) -> str:
+        """Make a folder in the session and return its path."""
+        path = f"{self.place}/{name}"
+        posix.mkdir(path, mode)
+        return path
+
+    def file(self, content: bytes, mode: int = 0o644) -> str:
+        """Make a file in the session and return its path."""
+        self._files += 1
+        path = f"{self.place}/file{self._files}"
+        descriptor = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | O_CLOEXEC, mode)
+        try:
+            posix.write(descriptor, content)
+        finally:
+            posix.close(descriptor)
+        return path
+
+    def attach_tree(self, what: Mount | Layer, target: int) -> None:
+        """Attach the detached mounts of a bind or sandbox on an open file or folder."""
+        tree = self.trees.pop(id(what))
+        move_mount(tree, target)
+        late = self.attributes.pop(id(what), 0)
+        if late:
+            remount_bind(tree, late)
+        posix.close(tree)
+
+    def root(self, attach_layer: Callable[[Layer, str], None], wanted: list[Mount]) -> int:
+        """Put the layers together; return a descriptor of the root folder, on which mount points can be made.
+
+        Arguments:
+            attach_layer: mounts a layer that lies in a file on a folder.
+            wanted: what is going to be mounted, in that order; missing mount points are provided for.
+        """
+        spec = self.spec
+        paths = []
+        for number, layer in enumerate((spec.image, *spec.overlays)):
+            path = self.folder(f"layer{number}")
+            if layer.kind == SANDBOX:
+                folder = posix.open(path, O_PATH | O_CLOEXEC)
+                self.attach_tree(layer, folder)
+                posix.close(folder)
+            else:
+                attach_layer(layer, path)
+            paths.append(path)
+        for one in wanted:
+            if one.image is not None and id(one.image) not in self.parts:
+                path = self.parts[id(one.image)] = self.folder(f"part{len(self.parts)}")
+                attach_layer(one.image, path)
+        flags = MS_NODEV | (MS_NOSUID if spec.no_new_privs else 0)
+        base = paths[0]
+        if spec.upper or len(paths) > 1:
+            base = self.folder("union")
+            self._overlay(base, list(reversed(paths)), flags)
+        root = posix.open(base, O_PATH | O_DIRECTORY | O_CLOEXEC)
+        if spec.upper or spec.writable:
+            return root
+        missing = _missing(root, wanted)
+        if not missing:
+            return root
+        skeleton = self.folder("skeleton")
+        for one, place in missing:
+            _provide(skeleton, root, place, self.is_folder(one))
+        posix.close(root)
+        path = self.folder("root")
+        try:
+            mount("overlay", path, "overlay", flags | MS_RDONLY, f"lowerdir={skeleton}:{base}")
+        except OSError as error:
+            messages.verbose(f"no overlay here ({error.strerror}): {len(missing)} mount points are missing")
+            path = base
+        return posix.open(path, O_PATH | O_DIRECTORY | O_CLOEXEC)
+
+    def _overlay(self, target: str, lower: list[str], flags: int) -> None:
+        data = f"lowerdir={':'.join(lower)}"
+        if self.spec.upper:
+            if self.upper is None:
+                top, work = self.folder("upper"), self.folder("work")
+                status = posix.stat(lower[-1])
+                posix.chmod(top, status.st_mode & 0o7777)
+            else:
+                top, work = (f"/proc/self/fd/{one}" for one in self.upper)
+            data += f",upperdir={top},workdir={work}"
+            # An ordinary user cannot write trusted.* attributes: the kernel keeps its notes in user.* (Linux 5.11).
+            if self.spec.identity != "keep" or not _initial_namespace():
+                data += ",userxattr"
+        else:
+            flags |= MS_RDONLY
+        try:
+            mount("overlay", target, "overlay", flags, data)
+        except OSError as error:
+            what = f"--overlay {self.spec.upper}" if self.upper else "overlay"
+            hint = "the folder must lie on a local file system that stores user attributes (not NFS or Lustre)"
+            raise HostError(
+                "no-overlay", f"{what}: the kernel refused: {error.strerror}", hint=hint if self.upper else ""
+            ) from None
+
+    def is_folder(self, one: Mount) -> bool:
+        """Return whether a mount needs a folder (or a file) to be mounted on."""
+        if one.kind == "file":
+            return False
+        if one.kind != BIND:
+            return True
+        tree = self.trees.get(id(one))
+        if tree is None:
+            return True
+        return posix.fstat(tree).st_mode & 0o170000 == 0o040000
+
+    def close(self) -> None:
+        """Close what is still open."""
+        for tree in self.trees.values():
+            posix.close(tree)
+        for folder in self.upper or ():
+            posix.close(folder)
+        self.trees.clear()
+        self.upper = None
+
+
+def _initial_namespace() -> bool:
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() == [b"0", b"0", b"4294967295"]
+
+
+def below(path: str, folder: str) -> bool:
+    """Return whether `path` is `folder` or lies below it, by components."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _missing(root: int, wanted: list[Mount]) -> list[tuple[Mount, list[str]]]:
+    """Return the mounts whose targets are not in the root, each with the components of the place to provide."""
+    found = []
+    covered: list[str] = []
+    for one in wanted:
+        if not any(below(one.target, other) for other in covered):
+            try:
+                posix.close(open_in_root(root, one.target))
+            except OSError as error:
+                if error.errno == _ENOENT:
+                    place = locate(root, one.target)
+                    if place is not None:
+                        found.append((one, place))
+        covered.append(one.target)
+    return found
+
+
+def locate(root: int, path: str) -> list[str] | None:
+    """Return the components of where `path` leads inside `root`, all links resolved, also where nothing is there yet.
+
+    None when it leads nowhere (a file in the middle of the path, a loop of links).
+    """
+    todo = [part for part in path.split("/") if part not in ("", ".")]
+    real: list[str] = []
+    links = 0
+    while todo:
+        name = todo.pop(0)
+        if name == "..":
+            real = real[:-1]
+            continue
+        try:
+            descriptor = open_in_root(root, "/".join([*real, name]), O_PATH | O_NOFOLLOW)
+        except OSError as error:
+            if error.errno != _ENOENT or ".." in todo:
+                return None
+            return [*real, name, *todo]
+        try:
+            kind = posix.fstat(descriptor).st_mode & 0o170000
+            if kind == 0o120000:
+                links += 1
+                if links > _MOST_LINKS:
+                    return None
+                target = posix.readlink("", dir_fd=descriptor)
+                if target.startswith("/"):
+                    real = []
+                todo = [part for part in target.split("/") if part not in ("", ".")] + todo
+                continue
+        finally:
+            posix.close(descriptor)
+        if kind != 0o040000 and todo:
+            return None
+        real.append(name)
+    return real
+
+
+def _provide(skeleton: str, root: int, place: list[str], folder: bool) -> None:
+    """Make a mount point in the skeleton; folders that the image has too get the image's mode."""
+    path, inside = skeleton, ""
+    for number, name in enumerate(place):
+        path, inside = f"{path}/{name}", f"{inside}/{name}"
+        last = number == len(place) - 1
+        if last and not folder:
+            try:
+                posix.close(posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | O_CLOEXEC, 0o644))
+            except FileExistsError:
+                pass
+            return
+        mode = 0o755
+        try:
+            descriptor = open_in_root(root, inside, O_PATH | O_NOFOLLOW)
+        except OSError:
+            status = None
+        else:
+            status = posix.fstat(descriptor)
+            mode = status.st_mode & 0o7777
+            posix.close(descriptor)
+        try:
+            posix.mkdir(path, 0o755)
+        except FileExistsError:
+            continue
+        if status is not None:
+            try:
+                posix.chown(path, status.st_uid, status.st_gid)
+            except OSError:  # somebody else's: an ordinary user cannot give files away, and nobody will notice
+                pass
+            posix.chmod(path, mode)
+
+
+def ensure(root: int, path: str, folder: bool) -> int:
+    """Open a mount point inside `root`, making it (and folders on the way) where it is missing; for writable roots."""
+    try:
+        return open_in_root(root, path)
+    except OSError as error:
+        if error.errno != _ENOENT:
+            raise
+    place = locate(root, path)
+    if place is None:
+        raise OSError(_ENOTDIR, posix.strerror(_ENOTDIR), path)
+    inside = ""
+    for number, name in enumerate(place):
+        parent, inside = inside, f"{inside}/{name}"
+        try:
+            posix.close(open_in_root(root, inside, O_PATH | O_NOFOLLOW))
+            continue
+        except OSError as error:
+            if error.errno != _ENOENT:
+                raise
+        descriptor = open_in_root(root, parent or "/", O_PATH | O_DIRECTORY)
+        try:
+            if number == len(place) - 1 and not folder:
+                flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | O_NOFOLLOW | O_CLOEXEC
+                posix.close(posix.open(name, flags, 0o644, dir_fd=descriptor))
+            else:
+                posix.mkdir(name, 0o755, dir_fd=descriptor)
+        finally:
+            posix.close(descriptor)
+    return open_in_root(root, path)
