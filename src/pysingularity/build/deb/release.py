@@ -60,13 +60,13 @@ class Release:
             UserError: it has expired, or is from the future.
         """
         made, until = self._date("Date"), self._date("Valid-Until")
-        hint = "is this machine's clock right? An archived release needs a source that says check-valid-until=no"
+        hint = "is this machine's clock right?"
         if until is not None and until < now:
             raise UserError(
                 "release-expired",
                 f"{self.what}: expired on {until:%Y-%m-%d %H:%M} UTC; the mirror is no longer updated, or old "
                 "packages are being replayed",
-                hint="use another mirror; an archived release can be had with Check-Valid-Until: no in the header",
+                hint="use another mirror; an archived release can be had with Verify: no-date in the header",
             )
         if made is not None and (made - now).total_seconds() > tolerance:
             raise UserError("release-from-future", f"{self.what}: made on {made:%Y-%m-%d %H:%M} UTC", hint=hint)

@@ -32,13 +32,21 @@ ENVIRONMENT = {
     "LANG": "C",
     "SYSTEMD_OFFLINE": "1",
 }
-#: Runs a preinst as dpkg does: preinst NAME ARCHITECTURE DPKG-VERSION.
+#: Runs a preinst as dpkg does, from a folder where debconf looks: preinst NAME ARCHITECTURE DPKG-VERSION.
 _PREINST = """
 preinst() {
     echo "Preparing $1 ..."
+    ci=/var/lib/dpkg/tmp.ci
+    rm -rf $ci
+    mkdir $ci
+    echo "Package: ${1%%:*}" > $ci/control
+    for part in preinst config templates; do
+        if [ -e "/var/lib/dpkg/info/$1.$part" ]; then cp -p "/var/lib/dpkg/info/$1.$part" $ci/$part; fi
+    done
     env DPKG_MAINTSCRIPT_PACKAGE="${1%%:*}" DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1 DPKG_MAINTSCRIPT_ARCH="$2" \\
         DPKG_MAINTSCRIPT_NAME=preinst DPKG_RUNNING_VERSION="$3" DPKG_ROOT= DPKG_ADMINDIR=/var/lib/dpkg \\
-        "/var/lib/dpkg/info/$1.preinst" install
+        PERL_DL_NONLAZY=1 $ci/preinst install
+    rm -rf $ci
 }
 """
 _POLICY = b"usr/sbin/policy-rc.d"
@@ -97,10 +105,7 @@ class System:
             installed = self._installed()
             ready = [package for package in waiting.values() if self._pre_depends_met(package, installed)]
             if not ready:
-                self._configure("--configure", "-a")
-                if self._installed() == installed:
-                    names = " ".join(sorted(waiting))
-                    raise UserError("pre-depends", f"Pre-Depends of these packages go round in a circle: {names}")
+                self._configure_needs(waiting, installed, extra)
                 continue
             self._run_preinst(ready)
             done, left = self._unpack_ready({package.name: package for package in ready}, {*waiting})
@@ -329,6 +334,36 @@ class System:
             any(relation.name in names or relation.name in provided for relation in group)
             for group in package.pre_depends
         )
+
+    def _configure_needs(self, waiting: dict[str, Package], installed: set[str], extra: Sequence[Package]) -> None:
+        """Configure what a waiting package pre-depends on.
+
+        Raises:
+            UserError: all that wait need each other.
+        """
+        named: dict[str, list[Package]] = {}
+        for package in extra:
+            for name in (package.name, *(relation.name for relation in package.provides)):
+                named.setdefault(name, []).append(package)
+        for package in waiting.values():
+            needed: dict[str, Package] = {}
+            groups = list(package.pre_depends)
+            while groups:
+                for relation in groups.pop():
+                    for other in named.get(relation.name, ()):
+                        if other.name not in needed:
+                            needed[other.name] = other
+                            groups += [*other.pre_depends, *other.depends]
+            if not any(name in waiting for name in needed):
+                names = [
+                    name
+                    for other in needed.values()
+                    if (name := self._job(other, in_place=False).name) not in installed
+                ]
+                self._configure("--configure", *sorted(names))
+                return
+        names = sorted(waiting)
+        raise UserError("pre-depends", f"Pre-Depends of these packages go round in a circle: {' '.join(names)}")
 
     def _check(self) -> None:
         left = {name: state for name, state in self.database.states().items() if state != "install ok installed"}
