@@ -14,6 +14,7 @@ from pysingularity.errors import UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping, Sequence
     from typing import Protocol
 
@@ -24,11 +25,18 @@ if TYPE_CHECKING:
 
         def mknod(self, path: str, mode: int, rdev: int, *, dir_fd: int | None = None) -> None: ...  # noqa: D102
 
+        def get(  # noqa: D102
+            self, path: str, status: os.stat_result, *, dir_fd: int | None = None
+        ) -> tuple[int, int, int, int]: ...
+
     class Way(Protocol):
         """How this process is root (runtime.rootless)."""
 
-        name: str
-        needs_emulation: bool
+        @property
+        def name(self) -> str: ...  # noqa: D102
+
+        @property
+        def needs_emulation(self) -> bool: ...  # noqa: D102
 
         @property
         def owners(self) -> Owners: ...  # noqa: D102
@@ -171,24 +179,32 @@ class BootstrapResult:
         self.labels = dict(labels or {})
 
 
+def known(name: str) -> str:
+    """Return the module of the agent called `name` in a header.
+
+    Raises:
+        UserError: there is no such agent.
+    """
+    word = name.strip().lower()
+    if word in AGENTS:
+        return AGENTS[word]
+    if word in MISSING:
+        raise UserError(
+            "agent-missing",
+            f"Bootstrap: {word} is not available in this version",
+            hint="start from an image of that distribution instead, for example with Bootstrap: docker",
+        )
+    from pysingularity.build.bootstrap.names import guess  # difflib: only when something is wrong
+
+    raise UserError("unknown-agent", f'there is no bootstrap agent "{name}"', hint=guess(word))
+
+
 def agent(name: str) -> Callable[[BootstrapRequest], BootstrapResult]:
     """Return the function of the agent called `name` in a header.
 
     Raises:
         UserError: there is no such agent.
     """
-    word = name.strip().lower()
-    module = AGENTS.get(word)
-    if module is None:
-        if word in MISSING:
-            raise UserError(
-                "agent-missing",
-                f"Bootstrap: {word} is not available in this version",
-                hint="start from an image of that distribution instead, for example with Bootstrap: docker",
-            )
-        from pysingularity.build.bootstrap.names import guess  # difflib: only when something is wrong
-
-        raise UserError("unknown-agent", f'there is no bootstrap agent "{name}"', hint=guess(word))
     import importlib  # agents are loaded one at a time: some are heavy
 
-    return importlib.import_module(f"pysingularity.build.bootstrap.{module}").bootstrap  # type: ignore[no-any-return]
+    return importlib.import_module(f"pysingularity.build.bootstrap.{known(name)}").bootstrap  # type: ignore[no-any-return]

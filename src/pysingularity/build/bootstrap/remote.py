@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agents that name an image elsewhere: docker, oci and their archives, library, shub, oras.
+
+The registry room turns a reference into a local image in the cache; from there it is `localimage`'s work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pysingularity.build.bootstrap import BootstrapRequest, BootstrapResult
+from pysingularity.build.bootstrap.localimage import unpack
+
+
+def reference_text(header: dict[str, str]) -> str:
+    """Return the reference that a header names: docker://registry/namespace/name:tag and so on."""
+    agent = header.get("bootstrap", "").lower()
+    name = header.get("from", "").strip()
+    if name.startswith(agent + "://"):
+        return name
+    if agent == "docker":
+        parts = [header.get("registry", "").strip().rstrip("/"), header.get("namespace", "").strip().strip("/"), name]
+        return "docker://" + "/".join(part for part in parts if part)
+    if agent in ("library", "shub", "oras"):
+        return f"{agent}://{name.removeprefix('//')}"
+    return f"{agent}:{name}"
+
+
+def bootstrap(request: BootstrapRequest) -> BootstrapResult:
+    """Fetch the image that the header names and unpack it.
+
+    Raises:
+        UserError: there is no From. RegistryError: the image cannot be fetched.
+    """
+    request.need("From", example="debian:12")
+    text = reference_text(request.header)
+    result = unpack(request, fetch_text(text, request.options, request.environ, request.progress))
+    result.source = text
+    return result
+
+
+def fetch_text(
+    text: str, options: Mapping[str, object], environ: Mapping[str, str], progress: Callable[..., None]
+) -> str:
+    """Return the path of a local image of a reference."""
+    from pysingularity.reference import parse_reference
+    from pysingularity.registry.fetch import fetch  # the network's modules: only when something is fetched
+
+    found: str = fetch(parse_reference(text), settings={**options, "environ": environ}, progress=progress)
+    return found

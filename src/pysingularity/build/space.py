@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a build works: a temporary folder that fits, locked while it is in use, and what killed builds left behind.
+
+The folder is SINGULARITY_TMPDIR when that is set (it has to exist), else the scheduler's scratch (SLURM_TMPDIR), else
+TMPDIR, else /tmp; a /tmp that lives in memory is never filled silently: then it is /var/tmp.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Mapping
+
+from pysingularity.errors import HostError, UserError
+
+#: Beginning of the names of our folders.
+PREFIX = "singularity-build-"
+
+
+def choose(environ: Mapping[str, str]) -> str:
+    """Return the absolute path of the folder for temporary files.
+
+    Raises:
+        UserError: the one that was asked for is missing or may not be written.
+    """
+    for name in ("SINGULARITY_TMPDIR", "APPTAINER_TMPDIR"):
+        path = environ.get(name, "")
+        if path:
+            if not _usable(path):
+                raise UserError(
+                    "no-tmpdir",
+                    f"{name}={path}: is no folder that you may write to",
+                    hint=f"make it (mkdir -p {path}) or unset {name}",
+                )
+            return os.path.abspath(path)
+    for name in ("SLURM_TMPDIR", "TMPDIR"):
+        path = environ.get(name, "")
+        if path and _usable(path):
+            return os.path.abspath(path)
+    for path in ("/var/tmp", "/tmp") if _in_memory("/tmp") else ("/tmp", "/var/tmp"):
+        if _usable(path):
+            return path
+    raise UserError("no-tmpdir", "there is no folder for temporary files", hint="set SINGULARITY_TMPDIR to one")
+
+
+def free(path: str) -> int:
+    """Return the bytes that are free for this user in the file system of a folder."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def need(path: str, amount: int, what: str) -> None:
+    """Refuse before the work when a folder has too little room.
+
+    Raises:
+        HostError: there is less than `amount` bytes.
+    """
+    there = free(path)
+    if there < amount:
+        raise HostError(
+            "disk-full",
+            f"{what} needs about {amount >> 20} MiB in {path}, and {there >> 20} MiB are free",
+            hint="make room there, or set SINGULARITY_TMPDIR to a folder that has it",
+        )
+
+
+class Workplace:
+    """A fresh folder for one build, removed by whoever calls `remove_tree` on its path.
+
+    Arguments:
+        parent: folder to make it in.
+
+    Attributes:
+        path: the folder, mode 0700.
+    """
+
+    def __init__(self, parent: str) -> None:
+        try:
+            self.path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
+        except OSError as error:
+            raise HostError("no-tmpdir", f"{parent}: cannot make a temporary folder: {error.strerror}")
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # The lock belongs to the open descriptor, which our worker inherits: it holds until the last of us has ended.
+        _lock(self._fd)
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def abandoned(parent: str) -> list[str]:
+    """Return folders of builds of this user that nobody works in any more."""
+    found = []
+    try:
+        names = os.listdir(parent)
+    except OSError:
+        return []
+    for name in names:
+        path = os.path.join(parent, name)
+        if not name.startswith(PREFIX):
+            continue
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:  # somebody else's, or gone
+            continue
+        try:
+            if os.fstat(fd).st_uid == os.geteuid() and _lock(fd):
+                found.append(path)
+        finally:
+            os.close(fd)
+    return found
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held by somebody, or a file system without locks: then nothing is ever taken for abandoned
+        return False
+    return True
+
+
+def _usable(path: str) -> bool:
+    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+
+
+def _in_memory(path: str) -> bool:
+    """Return whether a folder lies on a tmpfs (by the mount table; the longest mount point wins)."""
+    best, kind = "", ""
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
+            for line in stream:
+                fields = line.split(" ")
+                point = fields[1]
+                if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+                    best, kind = point, fields[2]
+    except OSError:
+        return False
+    return kind in ("tmpfs", "ramfs")
+
+
+def is_sandbox(path: str) -> bool:
+    """Return whether a folder may be replaced by --force: it is empty, or a root file system of ours."""
+    try:
+        names = os.listdir(path)
+    except OSError:
+        return False
+    if not names:
+        return True
+    if ".singularity.d" in names:
+        return True
+    # A root file system that was never an image: what every one has.
+    return {"etc", "usr", "bin"} <= set(names) and stat.S_ISDIR(os.lstat(os.path.join(path, "usr")).st_mode)

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`singularity build`: make an image from a definition file, an image, a sandbox or a reference."""
+
+from __future__ import annotations
+
+import os
+
+from pysingularity import messages
+from pysingularity.cli.options import LIST, MANY, TEXT, Arguments, Option
+from pysingularity.errors import ImageError, UsageError, UserError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pysingularity.build.request import BuildRequest, Writer
+    from pysingularity.recipe.model import Recipe
+
+USAGE = "IMAGE SPEC"
+COUNT = (2, 2)
+HELP = """\
+Make IMAGE from SPEC, which is a definition file, an image of any kind, a sandbox folder, or a reference such as
+docker://debian:12. The result is one SIF file, or a folder with --sandbox. No root is needed.
+
+    singularity build demo.sif demo.def
+    singularity build --sandbox box demo.sif
+    singularity build final.sif box
+    singularity build debian.sif docker://debian:12
+
+Programs of %post get proxy variables and, where it is needed, the host's certificate authorities (--ca-bundle).
+"""
+COMPRESSIONS = ("gzip", "zstd", "xz", "lz4", "lzo")
+OPTIONS = (
+    Option("sandbox", "Make a folder instead of a file", short="s", env=("SANDBOX",)),
+    Option("force", "Replace what exists at IMAGE, and labels of the base image", short="F", env=("FORCE",)),
+    Option("update", "Run the definition on the sandbox that exists at IMAGE", short="u", env=("UPDATE",)),
+    Option("plan", "Print the steps and do nothing"),
+    Option("json", "Print what happens as one JSON object per line on standard output", env=("JSON",)),
+    Option(
+        "section",
+        "Follow only these sections (setup, post, files, environment, test, labels, none; all)",
+        kind=LIST,
+        metavar="NAMES",
+        env=("SECTION",),
+        default=("all",),
+    ),
+    Option("notest", "Leave %test out", short="T", env=("NOTEST",)),
+    Option("build-arg", "Give a template its value", kind=MANY, metavar="NAME=VALUE"),
+    Option("build-arg-file", "Read values of templates from a file", kind=TEXT, metavar="FILE"),
+    Option("warn-unused-build-args", "Warn instead of giving up when a given value is not used"),
+    Option("bind", "Bind a file or folder for %post and %test", short="B", kind=MANY, metavar="SRC[:DST[:OPTS]]"),
+    Option("mount", "Bind for %post and %test, in the form type=bind,src=S,dst=D", kind=MANY, metavar="SPEC"),
+    Option("nv", "Bring the NVIDIA driver's libraries into %post and %test", env=("NV",)),
+    Option("ca-bundle", "Certificates for %post: auto, host, no or FILE", kind=TEXT, env=("BUILD_CA_BUNDLE",)),
+    Option("writable-tmpfs", "Let %test write; what it writes is dropped", env=("WRITABLE_TMPFS",)),
+    Option("debug-shell", "Open a shell in the container when %post fails"),
+    Option(
+        "fakeroot", "Keep owners when an image is unpacked; builds of recipes always do", short="f", env=("FAKEROOT",)
+    ),
+    Option("fix-perms", "Make everything in the image readable and writable for its owner", env=("FIXPERMS",)),
+    Option("compress", "Compress with this method", kind=TEXT, metavar="METHOD", choices=COMPRESSIONS),
+    Option("level", "Compress with this effort", kind=TEXT, metavar="N"),
+    Option(
+        "mksquashfs-args",
+        "Options of mksquashfs: -comp, -Xcompression-level, -b, -processors",
+        kind=TEXT,
+        metavar="WORDS",
+        env=("MKSQUASHFS_ARGS",),
+    ),
+    Option("arch", "Build for another architecture", kind=TEXT, metavar="NAME", env=("BUILD_ARCH",)),
+    Option("no-verify", "Go on when a mirror's signature is missing or wrong", env=("NO_VERIFY",)),
+    Option("disable-cache", "Fetch everything again and keep nothing", env=("DISABLE_CACHE",)),
+    Option("no-cleanup", "Keep temporary files when the build fails", env=("NO_CLEANUP",)),
+    Option("no-https", "Use plain http for registries", env=("NO_HTTPS", "NOHTTPS"), aliases=("nohttps",)),
+    Option(
+        "docker-username", "Name for a registry", kind=TEXT, env=("DOCKER_USERNAME",), bare_env=("DOCKER_USERNAME",)
+    ),
+    Option(
+        "docker-password", "Password for a registry", kind=TEXT, env=("DOCKER_PASSWORD",), bare_env=("DOCKER_PASSWORD",)
+    ),
+    Option("authfile", "Read credentials of registries from this file", kind=TEXT, metavar="FILE", env=("AUTH_FILE",)),
+    Option("library", "URL of the library", kind=TEXT, metavar="URL", env=("LIBRARY",)),
+    # Known to other implementations; refused with a reason in `_refuse`.
+    Option("encrypt", "Encrypt the image", short="e", hidden=True),
+    Option("passphrase", "Ask for a passphrase", hidden=True),
+    Option("pem-path", "Key to encrypt with", kind=TEXT, hidden=True),
+    Option("remote", "Build elsewhere", short="r", hidden=True),
+    Option("rocm", "Bring the ROCm driver in", hidden=True),
+    Option("nvccli", "Use nvidia-container-cli", hidden=True),
+    Option("docker-login", "Ask for a registry's password", hidden=True),
+    Option("arch-variant", "Variant of the architecture", kind=TEXT, hidden=True),
+    Option("userns", "Build in a user namespace", hidden=True),
+    Option("ignore-subuid", "Use no subordinate ids", hidden=True),
+)
+#: Options that are understood and not there yet: what to do instead.
+MISSING = {
+    "encrypt": "encrypted images cannot be made in this version",
+    "passphrase": "encrypted images cannot be made in this version",
+    "pem-path": "encrypted images cannot be made in this version",
+    "remote": "there is no remote builder; every build runs here, without root",
+    "rocm": "--rocm is not there for builds; bind what %post needs with --bind",
+    "nvccli": "nvidia-container-cli is not used; --nv does without it",
+    "docker-login": "log in first: singularity registry login",
+    "arch-variant": "variants cannot be chosen in this version; name the image's digest instead",
+}
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i386": "386", "i686": "386"}
+
+
+def run(arguments: Arguments, environ: dict[str, str]) -> int:
+    """Build the image."""
+    for name, why in MISSING.items():
+        if getattr(arguments, name.replace("-", "_")):
+            raise UserError("not-available", f"--{name}: {why}")
+    asked = request(arguments, environ)
+    from pysingularity.build import plan  # from here on everything is heavy anyway
+    from pysingularity.build.execute import build, json_plan
+
+    steps = plan.make(asked)
+    if arguments.plan:
+        print(json_plan(steps) if arguments.json else "\n".join(step.describe() for step in steps.steps))
+        return 0
+    from pysingularity import terminal
+    from pysingularity.errors import SingularityError
+    from pysingularity.events import Event
+    from pysingularity.image.output import Terminated
+
+    listen = terminal.listener(as_json=bool(arguments.json))
+    try:
+        build(asked, steps, listen)
+    except SingularityError as error:
+        if arguments.json:
+            listen(Event("failed", {"id": error.id, "message": str(error), "hint": error.hint}))
+        raise
+    except Terminated as stopped:
+        messages.error(f"stopped by signal {stopped.number}; nothing was written")
+        from pysingularity.cli.main import die_by_signal
+
+        return die_by_signal(stopped.number)
+    return 0
+
+
+def request(arguments: Arguments, environ: dict[str, str]) -> BuildRequest:
+    """Return what the command line asks for, after looking at the target and at what is to be built.
+
+    Raises:
+        UserError: the target cannot be written, the recipe is wrong, nothing is there to build from.
+    """
+    from pysingularity.build.request import RECIPE, BuildRequest
+    from pysingularity.build.sections import Wanted
+    from pysingularity.image.output import check_target
+
+    target, spec = (str(word) for word in arguments.positional)
+    sandbox, update = bool(arguments.sandbox), bool(arguments.update)
+    if update and not sandbox:
+        raise UsageError("update-sandbox", "--update works on sandboxes", hint="add --sandbox")
+    target = os.path.abspath(target)
+    if not arguments.plan:
+        check_target(target, force=bool(arguments.force) or update, folder=sandbox)
+        _check_replaced(target, sandbox=sandbox, update=update)
+    kind, recipe = _kind(spec, arguments)
+    if update and (kind != RECIPE or not os.path.isdir(target)):
+        raise UserError("update-sandbox", "--update needs a definition file and an existing sandbox")
+    machine = os.uname().machine
+    own = ARCHITECTURES.get(machine, machine)
+    arch = ARCHITECTURES.get(str(arguments.arch), str(arguments.arch)) if arguments.arch else own
+    if arch != own and kind == RECIPE:
+        _check_arch(arch, recipe)
+    options: dict[str, object] = {}
+    for name in ("no-verify", "no-https", "disable-cache", "force"):
+        if getattr(arguments, name.replace("-", "_")):
+            options[name] = True
+    for name in ("docker-username", "docker-password", "authfile", "library"):
+        value = getattr(arguments, name.replace("-", "_"))
+        if value:
+            options[name] = value
+    options["arch"] = arch
+    return BuildRequest(
+        target=target,
+        spec=spec,
+        kind=kind,
+        recipe=recipe,
+        sandbox=sandbox,
+        force=bool(arguments.force),
+        update=update,
+        wanted=Wanted(_sections(arguments.section)),
+        notest=bool(arguments.notest),
+        fakeroot=bool(arguments.fakeroot),
+        fix_perms=bool(arguments.fix_perms),
+        cleanup=not arguments.no_cleanup,
+        nv=bool(arguments.nv),
+        writable_tmpfs=bool(arguments.writable_tmpfs),
+        binds=tuple(_words(arguments.bind)),
+        mounts=tuple(_words(arguments.mount)),
+        ca_bundle=str(arguments.ca_bundle or "auto"),
+        arch=arch,
+        writer=_writer(arguments),
+        directory=os.getcwd(),
+        environ=environ,
+        options=options,
+        debug_shell=bool(arguments.debug_shell),
+    )
+
+
+def _words(value: object) -> list[str]:
+    return [str(word) for word in value] if isinstance(value, list) else []
+
+
+def _sections(value: object) -> list[str]:
+    from pysingularity.recipe.model import SECTIONS
+
+    names = [name.lower().lstrip("%") for name in _words(value)]
+    for name in names:
+        if name not in (*SECTIONS, "all", "none"):
+            from pysingularity.cli.suggest import nearest
+
+            guess = nearest(name, [*SECTIONS, "all", "none"])
+            hint = f"did you mean {guess}?" if guess else "sections: " + ", ".join(SECTIONS)
+            raise UsageError("unknown-section", f"--section {name}: there is no such section", hint=hint)
+    return names
+
+
+def _check_replaced(target: str, *, sandbox: bool, update: bool) -> None:
+    """Refuse to replace a folder that is no sandbox: --force on a home folder is a slip, not a wish."""
+    if not sandbox or not os.path.isdir(target):
+        return
+    from pysingularity.build.space import is_sandbox
+
+    if not is_sandbox(target):
+        what = "updated" if update else "replaced"
+        raise UserError(
+            "not-a-sandbox", f"{target}: is no sandbox, and is not {what}", hint="remove it yourself if you mean it"
+        )
+
+
+def _kind(spec: str, arguments: Arguments) -> tuple[str, Recipe | None]:
+    """Return what `spec` is, and the recipe when it is a definition file."""
+    from pysingularity.build.request import IMAGE, RECIPE, REFERENCE, SANDBOX
+    from pysingularity.reference import has_scheme, parse_reference
+
+    if has_scheme(spec) and not os.path.exists(spec):
+        if parse_reference(spec).scheme == "instance":
+            raise UserError("instance", f"{spec}: an instance cannot be built from; name its image")
+        _no_build_args(arguments)
+        return REFERENCE, None
+    if os.path.isdir(spec):
+        _no_build_args(arguments)
+        return SANDBOX, None
+    from pysingularity.image.open import open_image
+
+    try:
+        with open_image(spec):
+            pass
+    except ImageError as error:
+        if error.id == "no-such-image":
+            raise UserError(
+                "no-such-spec", f"{spec}: there is no such file", hint="SPEC comes second: singularity build IMAGE SPEC"
+            ) from None
+        if error.id != "unknown-format":
+            raise
+    else:
+        _no_build_args(arguments)
+        return IMAGE, None
+    return RECIPE, read_recipe(spec, arguments)
+
+
+def _no_build_args(arguments: Arguments) -> None:
+    if arguments.build_arg or arguments.build_arg_file:
+        raise UserError("build-arg", "--build-arg is for definition files")
+
+
+def read_recipe(path: str, arguments: Arguments) -> Recipe:
+    """Return the recipe in a definition file.
+
+    Raises:
+        RecipeError: with the place of what is wrong.
+    """
+    from pysingularity.recipe import templates
+    from pysingularity.recipe.parser import LARGEST, parse
+    from pysingularity.recipe.sections import check, file_pairs
+
+    values = templates.from_options(_words(arguments.build_arg), str(arguments.build_arg_file or ""))
+    try:
+        with open(path, "rb") as stream:
+            text = stream.read(LARGEST + 1)
+    except OSError as error:
+        raise UserError("unreadable-recipe", f"{path}: cannot be read: {(error.strerror or '').lower()}") from None
+    recipe = parse(text, path, values)
+    check(recipe)
+    for stage in recipe.stages:
+        file_pairs(stage, path)
+        for app in stage.apps:
+            file_pairs(stage, path, app)
+        from pysingularity.build import bootstrap
+
+        try:
+            bootstrap.known(stage.agent)
+        except UserError as error:
+            from pysingularity.errors import RecipeError
+
+            line = stage.lines.get("bootstrap", stage.line)
+            raise RecipeError(error.id, error.message, file=path, line=line, hint=error.hint) from None
+    for remark in recipe.remarks:
+        messages.warning(remark)
+    if recipe.unused:
+        text_ = f"these build arguments are not used in {path}: {', '.join(recipe.unused)}"
+        if not arguments.warn_unused_build_args:
+            raise UserError("unused-build-arg", text_, hint="correct the name, or give --warn-unused-build-args")
+        messages.warning(text_)
+    return recipe
+
+
+def _check_arch(arch: str, recipe: Recipe | None) -> None:
+    """Refuse to run programs of an architecture that neither the processor nor an emulator understands."""
+    machine = {"amd64": "x86_64", "arm64": "aarch64", "386": "i386"}.get(arch, arch)
+    if os.path.exists(f"/proc/sys/fs/binfmt_misc/qemu-{machine}"):
+        return
+    runs = any(stage.has(name) for stage in (recipe.stages if recipe else []) for name in ("post", "test"))
+    if runs or any(stage.agent == "debootstrap" for stage in (recipe.stages if recipe else [])):
+        raise UserError(
+            "foreign-architecture",
+            f"--arch {arch}: programs of that architecture cannot run on this machine",
+            hint="administrator: install and register qemu-user-static",
+        )
+
+
+def _writer(arguments: Arguments) -> Writer:
+    """Return how to compress, from --compress and --level or from mksquashfs's options.
+
+    Raises:
+        UsageError: an option of mksquashfs that our writer has no counterpart for.
+    """
+    import shlex
+
+    from pysingularity.build.request import Writer
+
+    compression, level = str(arguments.compress or ""), _number(arguments.level, "--level")
+    block, threads = 131072, None
+    words = shlex.split(str(arguments.mksquashfs_args or ""))
+    at = 0
+    while at < len(words):
+        word = words[at]
+        value = words[at + 1] if at + 1 < len(words) else ""
+        at += 2
+        if word == "-comp" and value in COMPRESSIONS:
+            compression = value
+        elif word == "-Xcompression-level":
+            level = _number(value, word)
+        elif word == "-b":
+            block = _size(value)
+        elif word in ("-processors", "-mem-percent", "-mem"):
+            threads = _number(value, word) if word == "-processors" else threads
+        elif word in ("-noappend", "-no-progress", "-all-root", "-no-duplicates", "-quiet"):
+            at -= 1
+        else:
+            raise UsageError(
+                "mksquashfs-args",
+                f"--mksquashfs-args: {word} {value}".rstrip() + " has no counterpart in our writer",
+                hint="understood: -comp METHOD, -Xcompression-level N, -b SIZE, -processors N",
+            )
+    if level is not None and not compression:
+        compression = "gzip"
+    return Writer(compression, level, block, threads)
+
+
+def _number(value: object, spelling: str) -> int | None:
+    if value is None:
+        return None
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise UsageError("bad-number", f"{spelling} {text}: is no number from 1")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    unit = {"K": 1024, "M": 1 << 20}.get(text[-1:].upper(), 1)
+    digits = text[:-1] if unit > 1 else text
+    size = int(digits) * unit if digits.isdigit() else 0
+    if not 4096 <= size <= 1 << 20 or size & (size - 1):
+        raise UsageError("block-size", f"-b {text}: a block is a power of two from 4K to 1M")
+    return size
