@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from functools import partial
 
 from pysingularity.errors import ImageError, UserError
@@ -18,10 +19,13 @@ from pysingularity.image.assemble import SifAssembly, Written, host_arch, newest
 from pysingularity.image.entries import Entry
 from pysingularity.image.inside import FolderSource, OverlaidSource, source_of, squashfs_of
 from pysingularity.image.open import Image, open_image
-from pysingularity.image.output import OutputFolder, check_target, epoch
+from pysingularity.image.output import OutputFolder, epoch
 from pysingularity.image.tree import scan_directory, store_tree
 from pysingularity.sif.layout import DEFINITION
 from pysingularity.squashfs.node import Node
+from pysingularity.squashfs.reader import SquashfsImage
+from pysingularity.squashfs.unpack import unpack
+from pysingularity.squashfs.writer import SquashfsWriter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,8 +35,7 @@ if TYPE_CHECKING:
     from pysingularity.image.inside import Source
     from pysingularity.image.tree import Owners
     from pysingularity.squashfs.node import FileData
-    from pysingularity.squashfs.reader import Inode, SquashfsImage
-    from pysingularity.squashfs.writer import SquashfsWriter
+    from pysingularity.squashfs.reader import Inode
 
 MOST_LINKS = 40
 
@@ -185,9 +188,8 @@ def _described(
     image: Image, entries: Sequence[Entry], staged: str, definition: bytes | None, oci_config: bytes | None
 ) -> tuple[dict[str, Any], bytes | None, bytes | None]:
     """Return attributes, definition and OCI configuration of an image with changes on top."""
-    if definition is None and image.sif is not None:
-        one = image.sif.of_type(DEFINITION)
-        definition = image.sif.read(one) if one is not None else None
+    if definition is None:
+        definition = source_definition(image)
     if oci_config is None:
         oci_config = contract.oci_config_of(image)
     stored = contract.stored_attributes(image)
@@ -215,10 +217,10 @@ def copy_content(
     folders: dict[bytes, Node] = {}
     for path, inode in squashfs.walk():
         path = path.strip(b"/")
-        known = made.get(inode.number) if inode.kind != "dir" else None
+        known = made.get(inode.ref) if inode.kind != "dir" else None
         node = known or node_of(squashfs, inode)
         if known is None:
-            made[inode.number] = node
+            made[inode.ref] = node
             if inode.kind == "file":
                 node.data = _copy_file(writer, squashfs, inode)
                 if progress is not None:
@@ -347,15 +349,28 @@ def unpack_into(
     if image.kind == "sandbox":
         raise UserError("already-sandbox", f"{image.path}: is a sandbox already", hint="copy it with: cp -a")
     if image.filesystem == "ext3":
-        from pysingularity.image.ext3 import unpack_ext3  # only old images need the tool's wrapper
-
-        unpack_ext3(image, folder)
+        _unpack_ext3(image, folder, owner, workers, progress)
     else:
-        from pysingularity.squashfs.unpack import unpack
-
         unpack(squashfs_of(image), folder, owner=owner, workers=workers, progress=progress)
     mode = stat.S_IMODE(os.stat(folder).st_mode)
     os.chmod(folder, mode | 0o700)
+
+
+def _unpack_ext3(
+    image: Image,
+    folder: str,
+    owner: Callable[..., object] | None,
+    workers: int | None,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Unpack an ext3 image by way of a squashfs beside the folder, so that owners and devices follow the same rules."""
+    from pysingularity.image.ext3 import store_ext3  # only old images need the tool's wrapper
+
+    with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(folder))) as middle:
+        with SquashfsWriter(middle.fileno(), compression="gzip", level=1) as writer:
+            root = store_ext3(image, writer)
+            size = writer.finish(root)
+        unpack(SquashfsImage(middle.fileno(), 0, size), folder, owner=owner, workers=workers, progress=progress)
 
 
 def to_file(
@@ -411,7 +426,36 @@ def to_file(
                 bare=bare,
                 progress=progress,
             )
-        check_target(output, force=force)
-        with OutputFolder(f"{output}.tree") as unpacked:
-            unpack_into(image, unpacked.partial)
-            return assemble(unpacked.partial, arch=image.arch)
+        return _ext3_to_file(
+            image,
+            SifAssembly(
+                output,
+                definition=source_definition(image),
+                attributes=contract.attributes_of(image),
+                arch=image.arch or host_arch(),
+                bare=bare,
+                compression=compression or "gzip",
+                level=level,
+                threads=threads,
+                when=when,
+                force=force,
+            ),
+            progress,
+        )
+
+
+def _ext3_to_file(image: Image, assembly: SifAssembly, progress: Callable[[int], None] | None) -> Written:
+    from pysingularity.image.ext3 import store_ext3  # only old images need the tool's wrapper
+
+    with assembly as sif:
+        return sif.finish(store_ext3(image, sif.writer, progress))
+
+
+def source_definition(image: Image) -> bytes | None:
+    """Return the definition file that an image keeps: as an object of a SIF file, or inside."""
+    if image.sif is not None:
+        one = image.sif.of_type(DEFINITION)
+        if one is not None:
+            return image.sif.read(one)
+    with source_of(image) as source:
+        return source.read(contract.DEFINITION)

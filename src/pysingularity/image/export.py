@@ -166,7 +166,7 @@ class Layer:
             xattrs = squashfs.xattrs(inode)
             pieces: Iterable[bytes] = ()
             if inode.nlink > 1 and inode.kind != "dir":
-                known = first.setdefault(inode.number, path)
+                known = first.setdefault(inode.ref, path)
                 if known != path:
                     yield _hard_link(info, known), ()
                     continue
@@ -367,7 +367,10 @@ def base_config(image: Image) -> dict[str, Any]:
     if labels:
         inner = {**inner, "Labels": {**(inner.get("Labels") or {}), **labels}}
     kept = {key: config[key] for key in ("architecture", "variant", "os", "author") if key in config}
-    return {"architecture": image.arch or host_arch(), "os": "linux", **kept, "config": inner}
+    base: dict[str, Any] = {"architecture": image.arch or host_arch(), "os": "linux"}
+    base.update(kept)
+    base["config"] = inner
+    return base
 
 
 def finished_config(base: dict[str, Any], diff_id: str, when: int) -> bytes:

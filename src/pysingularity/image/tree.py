@@ -14,6 +14,7 @@ import os
 import stat
 
 from pysingularity.errors import UserError
+from pysingularity.linux.ownership import OWNER_XATTR, SIDE_TABLE, RecordedOwners, strip
 from pysingularity.squashfs.node import Node
 
 TYPE_CHECKING = False
@@ -40,9 +41,8 @@ KINDS = {
 }
 #: What squashfs can keep of extended attributes.
 KEPT_XATTRS = ("user.", "security.", "trusted.")
-#: What belongs to this machine, to overlayfs or to our own bookkeeping, and not to the content of an image.
+#: What belongs to this machine or to overlayfs, and not to the content of an image.
 DROPPED_XATTRS = (
-    "user.singularity.",
     "user.overlay.",
     "trusted.overlay.",
     "security.selinux",
@@ -55,6 +55,7 @@ SMALL = 131072
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 LAST_TIME = 0xFFFFFFFF
+OWNER = OWNER_XATTR.decode()
 
 
 class Unread:
@@ -79,7 +80,8 @@ def scan_directory(
     Arguments:
         path: the folder. Its path is kept as the `source` of the root node.
         owners: tells the owner, mode and device of each entry. None: what the file system says when we are root, and
-            otherwise root:root for everything, as is usual for images made by ordinary users.
+            otherwise what a build of ours recorded, and root:root for everything else, as is usual for images made by
+            ordinary users.
         exclude: paths inside the folder, without leading slash, that are left out with all below.
         latest: later modification times become this one (Unix seconds).
         say: called with a line about each entry that cannot be kept (sockets).
@@ -101,6 +103,7 @@ class _Scan:
         self.real = os.geteuid() == 0
         self.links: dict[tuple[int, int], Node] = {}
         self.without_xattrs: set[int] = set()
+        self.recorded = RecordedOwners()
 
     def run(self, path: str) -> Node:
         _allow_many_files()
@@ -108,6 +111,9 @@ class _Scan:
             top = os.open(path, DIRECTORY & ~os.O_NOFOLLOW)
         except OSError as error:
             raise UserError("unreadable-folder", f"{path}: cannot be read: {error.strerror}") from None
+        if not self.real and os.path.exists(os.path.join(path, SIDE_TABLE)):
+            self.recorded = RecordedOwners(path)
+        self.exclude.add(os.fsencode(SIDE_TABLE))
         try:
             root = self.node(os.fstat(top), ".", top)
         except BaseException:
@@ -169,13 +175,16 @@ class _Scan:
     def node(self, status: os.stat_result, name: str, fd: int) -> Node | None:
         """Return the node of one entry, None for kinds that an image cannot hold."""
         mode, rdev = status.st_mode, status.st_rdev
+        place = f"/proc/self/fd/{fd}/{name}"
+        names = self.attribute_names(status, place)
         if self.owners is not None:
             uid, gid, mode, rdev = self.owners.get(name, status, dir_fd=fd)
-            mode = mode if stat.S_IFMT(mode) else mode | stat.S_IFMT(status.st_mode)
         elif self.real:
             uid, gid = status.st_uid, status.st_gid
         else:
             uid = gid = 0
+            if (names and OWNER in names) or self.recorded.table:
+                uid, gid, mode, rdev = self.recorded.get(name, status, dir_fd=fd)
         kind = KINDS.get(stat.S_IFMT(mode))
         if kind is None:
             return None
@@ -184,33 +193,37 @@ class _Scan:
         if kind == "file":
             node.source = Unread(status.st_size)
         elif kind == "symlink":
-            # A link kept elsewhere than in a link (recorded owners) has its target as content.
             node.target = os.fsencode(os.readlink(name, dir_fd=fd))
         elif kind in ("char", "block"):
             node.rdev = rdev
-        if status.st_dev not in self.without_xattrs:
-            self.attributes(node, status, name, fd)
+        if names:
+            node.xattrs = self.attributes(names, place) or None
         return node
 
-    def attributes(self, node: Node, status: os.stat_result, name: str, fd: int) -> None:
-        place = f"/proc/self/fd/{fd}/{name}"
+    def attribute_names(self, status: os.stat_result, place: str) -> list[str]:
+        """Return the names of an entry's extended attributes; none where the file system has no such thing."""
+        if status.st_dev in self.without_xattrs:
+            return []
         try:
-            found = os.listxattr(place, follow_symlinks=False)
-            if not found:
-                return
-            kept = {}
-            for key in sorted(found):
-                if key.startswith(KEPT_XATTRS) and not key.startswith(DROPPED_XATTRS):
-                    kept[os.fsencode(key)] = os.getxattr(place, key, follow_symlinks=False)
+            return os.listxattr(place, follow_symlinks=False)
         except OSError as error:
             if error.errno == errno.ENOTSUP:
                 self.without_xattrs.add(status.st_dev)
-                return
-            if error.errno in (errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOENT):
-                return
-            raise
-        if kept:
-            node.xattrs = kept
+            elif error.errno not in (errno.EPERM, errno.EACCES, errno.ENOENT):
+                raise
+            return []
+
+    def attributes(self, names: list[str], place: str) -> dict[bytes, bytes]:
+        """Return the extended attributes that belong into an image, in the order of their names."""
+        found = {}
+        for key in sorted(names):
+            if key.startswith(KEPT_XATTRS) and not key.startswith(DROPPED_XATTRS):
+                try:
+                    found[os.fsencode(key)] = os.getxattr(place, key, follow_symlinks=False)
+                except OSError as error:
+                    if error.errno not in (errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOENT):
+                        raise
+        return strip(found)
 
 
 def open_readable(name: str, flags: int, fd: int, shown: str) -> int:
