@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Decompress = Callable[[bytes, int], bytes]
-    Compress = Callable[[bytes], bytes | bytearray]
+    Compress = Callable[[bytes | memoryview], bytes | bytearray]
 
 _DAMAGED = "compressed data is damaged"
 _TOO_BIG = "compressed data inflates to more than its block may hold"
@@ -110,7 +110,7 @@ def _gzip_writer(level: int) -> tuple[Compress, str]:
 
         level = min(level, 9)
         return lambda block: zlib.compress(block, level), f"zlib {level}"
-    squeeze: Callable[[bytes, int], bytearray] = deflate.zlib_compress
+    squeeze: Callable[[bytes | memoryview, int], bytearray] = deflate.zlib_compress
     return lambda block: squeeze(block, level), f"libdeflate {level}"
 
 
@@ -145,7 +145,7 @@ def _lzma_reader(alone: bool) -> Decompress:
 def _xz_writer(level: int) -> tuple[Compress, str]:
     import lzma
 
-    def compress(block: bytes) -> bytes:
+    def compress(block: bytes | memoryview) -> bytes:
         # The kernel's decoder knows CRC32 only, and wants dictionaries no larger than the block (a power of two, or
         # one and a half times one); a dictionary larger than the data gains nothing.
         size = max(8192, 1 << (len(block) - 1).bit_length())

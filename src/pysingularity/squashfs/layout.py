@@ -53,7 +53,7 @@ INODE_HEAD = Struct("<4H2I")
 #: The whole inode by type. Files are followed by one u32 per block, symlinks by their target.
 #: directory: block in the directory table, nlink, listing size + 3, offset in the block, parent's number.
 INODE_DIR = Struct("<4H2I2I2HI")
-#: extended directory: nlink, listing size + 3, block, parent's number, index entries - 1 (see below), offset, xattr.
+#: extended directory: nlink, listing size + 3, block, parent's number, index entries (see below), offset, xattr.
 INODE_DIR_EXTENDED = Struct("<4H2I4I2HI")
 #: file: position of the first block, fragment, offset in the fragment, size.
 INODE_FILE = Struct("<4H2I4I")

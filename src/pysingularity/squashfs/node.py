@@ -12,7 +12,7 @@ from . import layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 class FileData:
@@ -29,7 +29,7 @@ class FileData:
 
     def __init__(self, size: int) -> None:
         self.start = 0
-        self.words: list[int] | tuple[int, ...] | memoryview = ()
+        self.words: Sequence[int] = ()
         self.fragment = layout.NONE32
         self.offset = 0
         self.size = size

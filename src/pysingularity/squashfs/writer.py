@@ -1,0 +1,485 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a squashfs image in one pass: contents in any order as they come, the tree at the end.
+
+Whoever has files (a folder, layers of a registry, another image) gives their bytes to `store` and hangs the `FileData`
+that comes back into a tree of nodes; `finish` writes the tree. Memory is bounded by what is in flight and by the number
+of files, never by their size. The same calls give the same bytes, whatever the number of threads: blocks are compressed
+by several threads and written in the order in which they were given.
+
+Files below one block share fragment blocks in the order of the calls; giving the files of a folder together, in the
+order of their names, makes them compress well and load together. Equal contents are stored once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import zlib
+from array import array
+from collections import deque
+from hashlib import sha256
+from struct import pack
+
+from pysingularity.errors import ImageError, InternalError, UserError
+
+from . import codecs, layout
+from .node import FileData, Node
+from .tables import Table, Tables
+from .workers import Block, Pipeline, processors
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+    from typing import Self
+
+    from .reader import Inode, SquashfsImage
+
+__all__ = ["FileData", "Node", "SquashfsWriter"]
+
+#: A file that may be equal to an earlier one is held back up to this size, to spare compressing it in vain.
+_HELD_BYTES = 16 << 20
+_COPY_BYTES = 1 << 30
+#: copy_file_range between these two files is not possible; plain copying is.
+_CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.EOVERFLOW)
+
+
+class SquashfsWriter:
+    """A squashfs file system in the making.
+
+    Arguments:
+        fd: writable file; stays the caller's. Its position is not used.
+        offset: where in it the file system begins.
+        compression: "gzip", "zstd", "xz" or "lz4".
+        level: of compression; None for the usual one.
+        block_size: a power of two, 4096 to 1048576.
+        threads: how many compress; default: one per processor that we may use.
+        mtime: time of the image in its superblock, seconds.
+
+    Attributes:
+        label: library and level that compress, for records.
+        stored, duplicates: bytes that were given, and how many of them had been given before.
+        left_out: names of extended attributes that the format has no place for, after `finish`.
+
+    Raises:
+        UserError: an unknown compression, level or block size.
+        HostError: "no-codec".
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        offset: int = 0,
+        *,
+        compression: str = "gzip",
+        level: int | None = None,
+        block_size: int = layout.DEFAULT_BLOCK_SIZE,
+        threads: int | None = None,
+        mtime: int = 0,
+    ) -> None:
+        if block_size & (block_size - 1) or not layout.MIN_BLOCK_SIZE <= block_size <= layout.MAX_BLOCK_SIZE:
+            raise UserError("block-size", f"block size {block_size} is no power of two between 4096 and 1048576")
+        self.fd, self.offset, self.block_size, self.mtime = fd, offset, block_size, mtime
+        self.compression = compression
+        self._number, self._compress, self.label = codecs.compressor(compression, level)
+        self._options = b""
+        if compression == "lz4":
+            options = layout.LZ4_OPTIONS.pack(1, 1 if "high" in self.label else 0)
+            self._options = pack("<H", len(options) | layout.METADATA_UNCOMPRESSED) + options
+        self._position = self._highest = layout.SUPERBLOCK_SIZE + len(self._options)
+        self._pipeline = Pipeline(self._compress, threads or processors(), block_size)
+        self._queue: deque[Block] = deque()
+        self._fragments: list[tuple[int, int]] = []
+        self._tails: list[bytes] = []
+        self._tail_bytes = 0
+        self._known: dict[bytes, FileData] = {}
+        self._likely: set[tuple[int, int]] = set()
+        self._empty = FileData(0)
+        self._zeros = bytes(block_size)
+        self.stored = self.duplicates = 0
+        self.left_out: set[bytes] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads. What was written so far stays; without `finish` it is no file system."""
+        self._queue.clear()
+        self._pipeline.stop()
+
+    # -- contents ----------------------------------------------------------------------------------------------------
+
+    def store_bytes(self, data: bytes) -> FileData:
+        """Store a whole file.
+
+        Raises:
+            OSError: the output cannot be written.
+        """
+        size = len(data)
+        if size >= self.block_size:
+            view = memoryview(data)
+            return self._blocks(iter([view[at : at + self.block_size] for at in range(0, size, self.block_size)]), size)
+        if not size:
+            return self._empty
+        self.stored += size
+        key = sha256(data).digest()
+        known = self._known.get(key)
+        if known is not None:
+            self.duplicates += size
+            return known
+        if self._tail_bytes + size > self.block_size:
+            self._end_fragment()
+        self._known[key] = file = FileData(size)
+        file.fragment, file.offset = len(self._fragments), self._tail_bytes
+        self._tails.append(data)
+        self._tail_bytes += size
+        return file
+
+    def store(self, read: Callable[[int], bytes], size: int) -> FileData:
+        """Store a file of a known size from a stream; blocks of zeros become holes.
+
+        Arguments:
+            read: returns up to that many bytes, b"" at the end.
+            size: bytes to take; what comes behind is not asked for.
+
+        Raises:
+            UserError: "short-file", the stream ends early.
+            OSError: the output cannot be written.
+        """
+        if size < self.block_size:
+            return self.store_bytes(_exactly(read, size))
+        return self._blocks(self._pieces(read, size), size)
+
+    def _pieces(self, read: Callable[[int], bytes], size: int) -> Iterable[bytes]:
+        left = size
+        while left:
+            piece = _exactly(read, min(left, self.block_size))
+            left -= len(piece)
+            yield piece
+
+    def _blocks(self, pieces: Iterable[bytes | memoryview], size: int) -> FileData:
+        """Store a file of at least one block; the last piece may be shorter."""
+        self.stored += size
+        file = FileData(size)
+        file.words = array("I", bytes(4 * -(-size // self.block_size)))
+        digest = sha256()
+        held: list[Block] | None = None
+        held_bytes = 0
+        zeros = self._zeros
+        for index, piece in enumerate(pieces):
+            digest.update(piece)
+            if index == 0:
+                guess = size, zlib.crc32(piece)
+                if guess in self._likely:
+                    held = []
+                self._likely.add(guess)
+            if piece == zeros or (len(piece) < len(zeros) and piece == zeros[: len(piece)]):
+                file.sparse += len(piece)
+                continue
+            block = Block(piece, file, index)
+            if held is None:
+                self._give(block)
+                continue
+            held.append(block)
+            held_bytes += len(piece)
+            if held_bytes > _HELD_BYTES:
+                for block in held:
+                    self._give(block)
+                held = None
+        key = digest.digest()
+        known = self._known.get(key)
+        if known is not None:
+            self.duplicates += size
+            self._take_back(file)
+            return known
+        for block in held or ():
+            self._give(block)
+        self._known[key] = file
+        return file
+
+    def _take_back(self, file: FileData) -> None:
+        """Forget the blocks of the file that was given last; what is written of it is written over."""
+        while self._queue and self._queue[-1].owner is file:
+            self._queue.pop().raw = None
+        if file.start:
+            self._position = file.start
+
+    def _end_fragment(self) -> None:
+        if self._tails:
+            tails = b"".join(self._tails)
+            self._tails.clear()
+            self._tail_bytes = 0
+            self._fragments.append((0, 0))
+            self._give(Block(tails, None, len(self._fragments) - 1))
+
+    def _give(self, block: Block) -> None:
+        self._pipeline.give(block)
+        self._queue.append(block)
+        while len(self._queue) > self._pipeline.depth:
+            self._write_next()
+
+    def _write_next(self) -> None:
+        block = self._queue.popleft()
+        self._pipeline.wait(block)
+        owner = block.owner
+        if isinstance(owner, FileData):
+            if not owner.start:
+                owner.start = self._position
+            owner.words[block.index] = block.word  # type: ignore[index]  # an array while it is being written
+        else:
+            self._fragments[block.index] = self._position, block.word
+        self._put(block.stored)
+
+    def _put(self, data: bytes | bytearray | memoryview) -> int:
+        """Write at the end; return where that was."""
+        position = self._position
+        view = memoryview(data)
+        while view:
+            view = view[os.pwrite(self.fd, view, self.offset + self._position) :]
+            self._position = position + len(data) - len(view)
+        self._highest = max(self._highest, self._position)
+        return position
+
+    def _flush(self) -> None:
+        self._end_fragment()
+        while self._queue:
+            self._write_next()
+
+    # -- another image -----------------------------------------------------------------------------------------------
+
+    def adopt(self, image: SquashfsImage) -> Node:
+        """Copy the compressed blocks of an image as they are, and return its tree with `data` set.
+
+        Where both lie on one file system that can share extents, the kernel copies nothing. The blocks of files that
+        the caller then takes out of the tree stay in the image.
+
+        Raises:
+            ImageError: it is damaged, or its compression or block size is not the writer's.
+            OSError: the output cannot be written.
+        """
+        block = image.superblock
+        if block.compressor != self._number or block.block_size != self.block_size:
+            raise ImageError(
+                "other-compression",
+                f"blocks of {block.compression} with {block.block_size} bytes cannot be taken over into an image of "
+                f"{self.compression} with {self.block_size}",
+            )
+        self._flush()
+        delta = self._position - layout.SUPERBLOCK_SIZE
+        tree = _Adoption(image, delta, self._fragments).tree()
+        self._copy(image, layout.SUPERBLOCK_SIZE, block.inode_table)
+        return tree
+
+    def _copy(self, image: SquashfsImage, start: int, end: int) -> None:
+        """Append the bytes of an image between two positions."""
+        place, last = image.offset + start, image.offset + end
+        plain = False
+        while place < last:
+            if not plain:
+                try:
+                    size = os.copy_file_range(
+                        image.fd, self.fd, min(last - place, _COPY_BYTES), place, self.offset + self._position
+                    )
+                except OSError as error:
+                    if error.errno not in _CANNOT_COPY:
+                        raise
+                    plain = True
+                    continue
+                # Some file systems (and /proc) answer 0 where reading works.
+                plain = not size
+                place += size
+                self._position += size
+            else:
+                data = os.pread(image.fd, min(last - place, 1 << 20), place)
+                if not data:
+                    raise image.damaged("the file ends early")
+                self._put(data)
+                place += len(data)
+        self._highest = max(self._highest, self._position)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def finish(self, root: Node, pad: int = 4096) -> int:
+        """Write the tree and, last of all, the superblock; return the size of the file system with padding.
+
+        Arguments:
+            root: every file in it has the `data` that this writer gave.
+            pad: the size is rounded up to a multiple of this.
+
+        Raises:
+            UserError: the tree has something that squashfs cannot hold.
+            OSError: the output cannot be written.
+        """
+        if root.kind != "dir":
+            raise InternalError("no-folder", "the root of an image is not a folder")
+        self._flush()
+        self._pipeline.stop()
+        tables = Tables(root, self._compress)
+        self.left_out = tables.left_out
+        inode_table = self._put(tables.inodes)
+        directory_table = self._put(tables.directories)
+        # Each of these ends where the next begins: newer kernels refuse gaps between tables.
+        fragment_table = self._table(pack("<QII", start, word, 0) for start, word in self._fragments)
+        export_table = self._table(tables.references)
+        owners = tables.owners
+        id_table = self._table(owners)
+        xattr_table = layout.NONE64
+        if tables.xattr_ids:
+            base = self._put(tables.xattr_pairs)
+            head = layout.XATTR_TABLE.pack(base, len(tables.xattr_ids), 0)
+            xattr_table = self._table(tables.xattr_ids, head)
+        used = self._position
+        end = -(-used // pad) * pad
+        self._put(bytes(end - used))
+        if self._highest > end and os.fstat(self.fd).st_size == self.offset + self._highest:
+            # Blocks that were taken back had reached further than everything that came after them.
+            os.ftruncate(self.fd, self.offset + end)
+        flags = layout.FLAG_DUPLICATES | layout.FLAG_EXPORTABLE
+        flags |= 0 if tables.xattr_ids else layout.FLAG_NO_XATTRS
+        flags |= layout.FLAG_COMPRESSOR_OPTIONS if self._options else 0
+        superblock = layout.SUPERBLOCK.pack(
+            layout.MAGIC,
+            tables.count,
+            min(max(self.mtime, 0), 0xFFFFFFFF),
+            self.block_size,
+            len(self._fragments),
+            self._number,
+            self.block_size.bit_length() - 1,
+            flags,
+            len(owners),
+            4,
+            0,
+            tables.root,
+            used,
+            id_table,
+            xattr_table,
+            inode_table,
+            directory_table,
+            fragment_table,
+            export_table,
+        )
+        self._position = 0
+        self._put(superblock + self._options)
+        return end
+
+    def _table(self, entries: Iterable[bytes], head: bytes = b"") -> int:
+        """Write a table of entries and then the list of its blocks, behind `head`; return where the list is."""
+        table = Table(self._compress)
+        for entry in entries:
+            table.add(entry)
+        at = self._put(table.finish())
+        return self._put(head + b"".join([pack("<Q", at + start) for start in table.starts]))
+
+
+def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
+    """Return `size` bytes of a stream.
+
+    Raises:
+        UserError: "short-file".
+    """
+    data = read(size)
+    if len(data) == size:
+        return data
+    parts = []
+    left = size
+    while data:
+        parts.append(data)
+        left -= len(data)
+        if left <= 0:
+            break
+        data = read(left)
+    if left:
+        raise UserError(
+            "short-file",
+            f"a file of {size} bytes ended after {size - left}",
+            hint="it changed while it was read; try again when nobody writes to it",
+        )
+    return b"".join(parts)
+
+
+class _Adoption:
+    """The tree of an image whose blocks move by `delta` and whose fragments go behind those that are there."""
+
+    def __init__(self, image: SquashfsImage, delta: int, fragments: list[tuple[int, int]]) -> None:
+        self.image, self.delta, self.fragments = image, delta, fragments
+        self.taken: dict[int, int] = {}
+        self.attributes: dict[int, dict[bytes, bytes]] = {}
+        self.last = image.superblock.inode_table
+        # Honest block lists do not overlap, so all of them together fit into the inode table.
+        self.room = 0
+        position = self.last
+        while position < image.superblock.directory_table:
+            data, position = image.metadata_block(position)
+            self.room += len(data)
+
+    def tree(self) -> Node:
+        """Return the root."""
+        made: dict[int, Node] = {}
+        folders: dict[bytes, Node] = {}
+        root: Node | None = None
+        for path, inode in self.image.walk():
+            node = made.get(inode.ref)
+            if node is None:
+                node = made[inode.ref] = self.node(inode)
+            if inode.type == layout.DIR:
+                folders[path] = node
+            if root is None:
+                root = node
+                continue
+            parent, _, name = path.rpartition(b"/")
+            children = folders[parent].children
+            if children is not None:
+                children[name] = node
+        if root is None:
+            raise self.image.damaged("it has no root")
+        return root
+
+    def node(self, inode: Inode) -> Node:
+        node = Node(inode.kind, inode.mode, inode.uid, inode.gid, inode.mtime)
+        node.target, node.rdev = inode.target, inode.rdev
+        if inode.xattr != layout.NONE32:
+            found = self.attributes.get(inode.xattr)
+            if found is None:
+                found = self.attributes[inode.xattr] = self.image.xattrs(inode)
+            node.xattrs = found or None
+        if inode.type == layout.FILE:
+            node.data = self.data(inode)
+        return node
+
+    def data(self, inode: Inode) -> FileData:
+        image = self.image
+        file = FileData(inode.size)
+        count = image.block_count(inode)
+        if count:
+            self.room -= 4 * count
+            if self.room < 0:
+                raise image.damaged("files claim more blocks than there are")
+            words = file.words = image.blocks(inode)[0]
+            end = inode.start
+            for index, word in enumerate(words):
+                end += word & layout.BLOCK_SIZE_MASK
+                if not word:
+                    file.sparse += min(image.block_size, inode.size - index * image.block_size)
+            if end > self.last:
+                raise image.damaged("a file lies outside")
+            if end > inode.start:
+                file.start = inode.start + self.delta
+        if inode.fragment != layout.NONE32 and inode.size % image.block_size:
+            file.fragment, file.offset = self.fragment(inode.fragment), inode.offset
+        return file
+
+    def fragment(self, index: int) -> int:
+        """Return the new index of a fragment; only those that files use are taken over."""
+        new = self.taken.get(index)
+        if new is None:
+            position, word = self.image.fragment(index)
+            if position + (word & layout.BLOCK_SIZE_MASK) > self.last:
+                raise self.image.damaged("a fragment lies outside")
+            new = self.taken[index] = len(self.fragments)
+            self.fragments.append((position + self.delta, word))
+        return new
