@@ -102,7 +102,7 @@ class SourceSettings(_Group):
     """How repositories are reached."""
 
     #: Transports that git may use. `file` is for hubs whose people have accounts on this machine anyway.
-    protocols: list[Literal["https", "http", "ssh", "git", "file"]] = Field(default_factory=lambda: ["https", "ssh"])
+    protocols: list[Literal["https", "http", "ssh", "git", "file"]] = Field(default=["https", "ssh"])
     #: Folders below which `file` repositories must lie; empty refuses every one.
     local: list[str] = Field(default_factory=list)
     git: str = "git"

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The web application: every door of the hub on one ASGI app, the same errors for all, and nothing else.
+
+The doors are routers of their own (`api`, `protocols`, `pages`); this file only puts them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from pysingularity.errors import SingularityError
+from pysingularity.hub import doors
+from pysingularity.hub.api import builds, collections, deliveries, images, people, service
+from pysingularity.hub.context import Hub
+from pysingularity.hub.errors import HubError
+from pysingularity.version import __version__
+
+#: Nothing on a page comes from elsewhere, and nobody puts our pages into his.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+
+
+def make_app(hub: Hub) -> FastAPI:
+    """Return the application of a hub."""
+    app = FastAPI(
+        title=hub.settings.name,
+        version=__version__,
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.hub = hub
+    app.state.limits = doors.Limits(hub.settings)
+    for router in (service.router, collections.router, builds.router, images.router, deliveries.router, people.router):
+        app.include_router(router)
+    app.add_exception_handler(SingularityError, _our_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.middleware("http")(_headers)
+    return app
+
+
+async def _headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    response = await call_next(request)
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Referrer-Policy", "same-origin")
+    response.headers.setdefault("Content-Security-Policy", POLICY)
+    return response
+
+
+async def _our_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SingularityError)
+    if isinstance(error, HubError):
+        return doors.refusal(request, error.status, error.id, error.message, hint=error.hint, headers=error.headers)
+    return doors.refusal(request, 422, error.id, str(error))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    ids = {404: "no-such-page", 405: "wrong-method"}
+    return doors.refusal(
+        request, error.status_code, ids.get(error.status_code, "http-error"), str(error.detail), headers=error.headers
+    )
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0] if error.errors() else {"loc": (), "msg": "wrong request"}
+    where = ".".join(str(part) for part in first["loc"])
+    return doors.refusal(request, 422, "wrong-request", f"{where}: {first['msg']}" if where else str(first["msg"]))

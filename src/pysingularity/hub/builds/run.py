@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker's turn: a claimed build from the clone to the published image, or to the sentence that says why not.
+
+Everything slow happens between transactions, under a lease that is renewed meanwhile; every change of state is refused
+when the lease was lost, so a build ends once. What the worker leaves on the disk when it is killed is swept away by the
+next attempt.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import posixpath
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pysingularity.errors import SingularityError
+from pysingularity.hub.builds.accept import NotBelieved, examine, take_copy
+from pysingularity.hub.builds.log import LogWriter, log_path
+from pysingularity.hub.builds.planning import mirror_of
+from pysingularity.hub.builds.provenance import embed, statement
+from pysingularity.hub.builds.publish import add_image
+from pysingularity.hub.builds.states import LostLease, beat, move
+from pysingularity.hub.context import Hub
+from pysingularity.hub.engines.base import Engine, specification
+from pysingularity.hub.errors import HubError
+from pysingularity.hub.models import Build
+from pysingularity.hub.storage.quota import need_room
+from pysingularity.recipe.parser import parse
+from pysingularity.recipe.sections import file_pairs
+
+#: Seconds between two looks at a running job.
+POLL = 0.2
+#: Seconds that a cancelled job has to end itself.
+PATIENCE = 15.0
+
+
+class Failed(Exception):
+    """The build ends here: (state, error id, sentence)."""
+
+
+class Run:
+    """One attempt at one build.
+
+    Arguments:
+        worker: the name under which the build is claimed.
+    """
+
+    def __init__(self, hub: Hub, engine: Engine, build_id: int, worker: str) -> None:
+        self.hub, self.engine, self.id, self.worker = hub, engine, build_id, worker
+        self.folder = hub.settings.folder("work") / str(build_id)
+        self.lease = hub.settings.builds.lease
+        self.beaten = 0.0
+        self.cancel = False
+
+    # --- the row ---
+
+    def load(self) -> Build:
+        """Return the build as it is now."""
+        with self.hub.read() as session:
+            return session.get_one(Build, self.id)
+
+    def move(self, to: str, **fields: Any) -> None:
+        """Change the state."""
+        with self.hub.write() as session:
+            move(session, self.id, to, worker=self.worker, **fields)
+
+    def note(self, **fields: Any) -> None:
+        """Change columns, without a change of state."""
+        import sqlalchemy as sa
+
+        with self.hub.write() as session:
+            session.execute(
+                sa.update(Build)
+                .where(Build.id == self.id, Build.worker == self.worker)
+                .values(**fields)
+                .execution_options(synchronize_session=False)
+            )
+
+    def beat(self, *, force: bool = False) -> None:
+        """Renew the lease when a third of it is over, and notice a wish to cancel."""
+        if force or time.monotonic() - self.beaten > min(self.lease / 3, 2.0):
+            with self.hub.write() as session:
+                self.cancel = beat(session, self.id, worker=self.worker, lease=self.lease)
+            self.beaten = time.monotonic()
+
+    def log(self) -> LogWriter:
+        """Open the log."""
+        path = log_path(self.hub.settings.folder("logs"), self.id)
+        return LogWriter(path, limit=self.hub.settings.builds.log_limit)
+
+    # --- the work ---
+
+    def run(self) -> None:
+        """Do all of it. Raises nothing but LostLease: every other end is written into the row."""
+        build = self.load()
+        try:
+            found = build.job and self.engine.survives
+            result = self._again(build) if found else self._fresh(build)
+            self._store(self.load(), result)
+        except Failed as end:
+            self._end(*end.args)
+        except NotBelieved as error:
+            self._end("failed", error.id, f"the result was refused: {error.message}")
+        except HubError as error:
+            self._end("failed", error.id, error.message)
+        except SingularityError as error:
+            self._end("failed", error.id, str(error).replace("\n", " "))
+        except LostLease:
+            raise
+        except OSError as error:
+            self._end("failed", "hub-error", f"the hub's machine: {error.strerror or error}")
+        finally:
+            self._clean()
+
+    def _end(self, state: str, error_id: str, reason: str) -> None:
+        with self.log() as log:
+            log.line(f"Build {state.replace('_', ' ')}: {reason}")
+            size = log.size
+        self.move(state, error_id=error_id, reason=reason[:2000], log_size=size)
+
+    def _fresh(self, build: Build) -> dict[str, Any]:
+        """Clone, and start the job."""
+        self.move("cloning", engine=self.engine.name)
+        self.beat(force=True)
+        with self.log() as log:
+            again = f", attempt {build.attempt}" if build.attempt > 1 else ""
+            log.step("Cloning")
+            log.line(f"Worker {self.worker}{again}")
+            sweep(self.folder)
+            self.folder.mkdir(mode=0o700, parents=True)
+            mirror = mirror_of(self.hub, build.collection)
+            if not mirror.has(build.commit):
+                log.line(f"Fetching {build.collection.git_url}")
+                mirror.fetch()
+            if not mirror.has(build.commit):
+                raise Failed("failed", "no-such-commit", f"the repository no longer has the commit {build.commit}")
+            mirror.checkout(build.commit, self.folder / "source")
+            entry = mirror.entries(build.commit, f":(literal){build.recipe}")
+            if len(entry) != 1 or entry[0].mode not in ("100644", "100755"):
+                raise Failed("failed", "no-such-recipe", f"{build.recipe} is no plain file of the commit")
+            text = mirror.blob(entry[0].sha, self.hub.settings.sources.recipe_limit)
+            log.line(f"{build.recipe} of commit {build.commit}")
+            links = second_choice([entry.path for entry in mirror.entries(build.commit)], build.recipe, text)
+        scratch = self.folder / "scratch"
+        for name in (".", "home", "tmp", "cache", "out"):
+            (scratch / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+        spec = specification(self.hub, build, self.folder, links=links)
+        if spec["sandbox"] == "none":
+            _plain_links(self.folder / "source", links)
+        self.beat(force=True)
+        job = self.engine.start(self.folder, spec)
+        self.move("building", job=job)
+        return self._follow(job)
+
+    def _again(self, build: Build) -> dict[str, Any]:
+        """Find a job again that a scheduler went on running while no worker looked."""
+        with self.log() as log:
+            log.line(f"Worker {self.worker} follows job {build.job}")
+        self.move("cloning")
+        self.move("building")
+        return self._follow(build.job)
+
+    def _follow(self, job: str) -> dict[str, Any]:
+        """Wait for a job, telling its state and renewing the lease."""
+        state, steps = "building", -1
+        asked = 0.0
+        while True:
+            result = read_json(self.folder / "result.json")
+            if result is not None:
+                break
+            if not self.engine.running(job):
+                time.sleep(POLL)  # the result may have been written a moment ago
+                result = read_json(self.folder / "result.json")
+                if result is None:
+                    raise Failed("failed", "job-lost", self._last_words(job))
+                break
+            status = read_json(self.folder / "status.json") or {}
+            if isinstance(status.get("steps"), list) and len(status["steps"]) != steps:
+                steps = len(status["steps"])
+                self.note(steps=status["steps"])
+            if state == "building" and status.get("state") == "testing":
+                state = "testing"
+                self.move("testing")
+            self.beat()
+            if self.cancel:
+                if not asked:
+                    asked = time.monotonic()
+                    self.engine.cancel(job)
+                elif time.monotonic() - asked > PATIENCE:
+                    self.engine.kill(job)
+                    raise Failed("cancelled", "cancelled", "cancelled")
+            time.sleep(POLL)
+        while self.engine.running(job) and not self.engine.survives:
+            time.sleep(0.02)  # the job takes its sandbox down
+        self.note(steps=result.get("steps") or [], node=str(result.get("node", ""))[:200])
+        if result.get("state") != "built":
+            known = result.get("state") in ("failed", "cancelled", "timed_out", "skipped")
+            raise Failed(
+                str(result["state"]) if known else "failed",
+                str(result.get("error_id") or "")[:100],
+                str(result.get("reason") or "")[:2000],
+            )
+        if state == "building":
+            self.move("testing")
+        return result
+
+    def _last_words(self, job: str) -> str:
+        try:
+            text = (self.folder / "job.err").read_bytes()[-2000:].decode("utf-8", "replace").strip()
+        except OSError:
+            text = ""
+        last = text.splitlines()[-1] if text else ""
+        return f"the job {job} ended without a result" + (f": {last}" if last else "")
+
+    def _store(self, build: Build, result: dict[str, Any]) -> None:
+        """Look at the image, store it, and publish it."""
+        settings = self.hub.settings
+        self.move("uploading")
+        with self.log() as log:
+            log.step("Storing")
+            path = take_copy(
+                self.folder / "scratch" / "out" / "image.sif",
+                self.hub.storage,
+                limit=settings.builds.image_limit,
+                beat=self.beat,
+            )
+            try:
+                examine_first(path)
+                embed(path, build, url=settings.url, result=result)
+                facts = examine(path, self.beat)
+                with self.hub.read() as session:
+                    need_room(self.hub, session, build.collection, facts.digests.size)
+                self.beat(force=True)
+                if self.cancel:
+                    raise Failed("cancelled", "cancelled", "cancelled")
+                self.hub.storage.take(path, facts.digests.sha256)
+            finally:
+                path.unlink(missing_ok=True)
+            log.line(f"{facts.digests.size} bytes, sha256 {facts.digests.sha256}")
+            log.line("Done")
+            size = log.size
+        with self.hub.write() as session:
+            row = session.get_one(Build, self.id)
+            image = add_image(
+                session,
+                row.collection,
+                facts,
+                tags=[row.tag],
+                by=row.requested_by or row.trigger,
+                commit=row.commit,
+                branch=row.branch,
+                recipe=row.recipe,
+                hidden=not row.publish,
+                input_digest=row.input_digest,
+                seconds=float(result.get("seconds") or 0.0),
+            )
+            image.provenance = statement(
+                row, subject={"sha256": image.sha256}, name=f"{row.collection.name}_{row.tag}.sif", url=settings.url,
+                result=result,
+            )  # fmt: skip
+            session.flush()
+            move(session, self.id, "done", worker=self.worker, image_id=image.id, reason="", error_id="", log_size=size)
+
+    def _clean(self) -> None:
+        if not self.hub.settings.builds.keep_work:
+            sweep(self.folder)
+
+
+def examine_first(path: Path) -> None:
+    """Refuse what is no SIF before anything is written into it; the digests are made afterwards."""
+    from pysingularity.hub.storage.base import Digests
+
+    examine(path, digests=Digests(0, "", ""))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a small JSON file; None while it is not there."""
+    try:
+        with path.open("rb") as file:
+            value = json.loads(file.read(4 << 20))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def second_choice(paths: list[str], recipe: str, text: bytes) -> list[tuple[str, str]]:
+    """Return the links that make `%files` find what stands at the repository's root instead of beside the recipe.
+
+    Pairs of (path inside the clone, what the link says). Works on the names that git knows, never on the clone itself,
+    whose symlinks might lead to the hub's own files.
+
+    Arguments:
+        paths: all files of the commit.
+    """
+    folder = posixpath.dirname(recipe)
+    if not folder:
+        return []
+    known = set(paths)
+    for path in paths:
+        while path := posixpath.dirname(path):
+            if path in known:
+                break
+            known.add(path)
+    links: dict[str, str] = {}
+    for stage in parse(text, recipe).stages:
+        for app in ("", *stage.apps):
+            for pair in file_pairs(stage, recipe, app):
+                name = posixpath.normpath(pair.source)
+                if pair.stage or name.startswith(("/", "..")) or name == ".":
+                    continue
+                if _matching(known, posixpath.join(folder, name)):
+                    continue
+                for inside in _matching(known, name):
+                    place = posixpath.join(folder, inside)
+                    links[place] = posixpath.relpath(inside, posixpath.dirname(place))
+    return list(links.items())[:10_000]
+
+
+def _matching(known: set[str], pattern: str) -> list[str]:
+    if not any(letter in pattern for letter in "*?["):
+        return [pattern] if pattern in known else []
+    parts = pattern.split("/")
+    return sorted(
+        path
+        for path in known
+        if path.count("/") == len(parts) - 1 and all(map(fnmatch.fnmatchcase, path.split("/"), parts))
+    )
+
+
+def _plain_links(source: Path, links: list[tuple[str, str]]) -> None:
+    for name, to in links:
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(path):
+            path.symlink_to(to)
+
+
+def sweep(folder: Path) -> None:
+    """Remove a working folder, also when parts of it belong to the sandbox's own ids."""
+    if not folder.exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        subprocess.run(
+            [sys.executable, "-I", "-m", "pysingularity.hub.engines.sweep", str(folder)],
+            check=False,
+            capture_output=True,
+        )
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One build as one process: `python -m pysingularity.hub.engines.job SPEC`, here or on a node of a cluster.
+
+It starts the builder in the sandbox, turns the builder's events into the log, keeps the limits, runs the image's test,
+and leaves `result.json` beside its specification. It has no way to the database: the hub reads `status.json`, the log
+and the result, and believes none of them before it has looked at the image itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pysingularity import events
+from pysingularity.hub.builds.log import LogWriter
+from pysingularity.hub.engines.egress import Policy, Proxy
+from pysingularity.linux import process
+
+#: A builder that ends with this status says that there is nothing to build.
+SKIP = 183
+#: Seconds between looks at memory and disk.
+WATCH = 2.0
+GRACE = 5.0
+
+
+class Stopped(Exception):
+    """The build is ended by us: (state, error id, sentence)."""
+
+
+class Job:
+    """One build under way.
+
+    Arguments:
+        folder: the build's working folder with `job.json`, `source`, `scratch`.
+        spec: what `job.json` says; see `base.specification`.
+        log: where output goes.
+    """
+
+    def __init__(self, folder: Path, spec: dict[str, Any], log: LogWriter) -> None:
+        self.folder, self.spec, self.log = folder, spec, log
+        self.limits: dict[str, Any] = spec["limits"]
+        self.deadline = time.time() + float(self.limits["seconds"])
+        self.steps: list[dict[str, Any]] = []
+        self.failure: dict[str, str] = {}
+        self.child: subprocess.Popen[bytes] | None = None
+        self.cancelled = False
+        self.titles: dict[object, str] = {}
+
+    # --- what the hub reads ---
+
+    def tell(self, state: str) -> None:
+        """Say which state the build is in, and where its steps begin in the log."""
+        write_json(self.folder / "status.json", {"state": state, "steps": self.steps, "at": time.time()})
+
+    def finish(self, state: str, error_id: str = "", reason: str = "", **more: Any) -> None:
+        """Leave the result: `state` is "built", or a final state of the build."""
+        value = {"state": state, "error_id": error_id, "reason": reason, "steps": self.steps, **more}
+        write_json(self.folder / "result.json", {**value, "node": platform.node(), "at": time.time()})
+
+    # --- the work ---
+
+    def run(self) -> None:
+        """Build, test, and leave a result whatever happens."""
+        started = time.time()
+        try:
+            self.tell("building")
+            self._step("prepare", "Preparing")
+            self.log.line(self._describe())
+            inside = self._inside()
+            image = f"{inside['scratch']}/out/image.sif"
+            recipe = f"{inside['source']}/{self.spec['recipe']}"
+            status = self._program(
+                ["build", "--json", "--notest", image, recipe], os.path.dirname(recipe), events_=True
+            )
+            if status == SKIP:
+                raise Stopped("skipped", "skipped", "the recipe said that there is nothing to build (exit status 183)")
+            if status:
+                raise Stopped(
+                    "failed",
+                    self.failure.get("id") or "build-failed",
+                    self.failure.get("message") or f"the builder ended with status {status}",
+                )
+            self.tell("testing")
+            self._step("test", "Testing the image")
+            status = self._program(["test", image], f"{inside['scratch']}/home", events_=False)
+            if status:
+                raise Stopped("failed", "test-failed", f"the image's test ended with status {status}")
+            self._end("done")
+            self.finish("built", seconds=time.time() - started)
+        except Stopped as stop:
+            state, error_id, reason = stop.args
+            self._end("failed" if state != "skipped" else "done")
+            self.log.line(f"{state.replace('_', ' ')}: {reason}")
+            self.finish(state, error_id, reason, seconds=time.time() - started)
+
+    def _describe(self) -> str:
+        limits = self.limits
+        parts = [
+            f"{limits['seconds']} s",
+            f"{limits['memory'] >> 20} MiB of memory",
+            f"{limits['disk'] >> 20} MiB of disk",
+        ]
+        return f"Limits: {', '.join(parts)}; network: {self.spec['network']}; sandbox: {self.spec['sandbox']}"
+
+    def _inside(self) -> dict[str, str]:
+        if self.spec["sandbox"] == "namespaces":
+            return {"source": "/source", "scratch": "/scratch"}
+        return {"source": str(self.folder / "source"), "scratch": str(self.folder / "scratch")}
+
+    def _program(self, words: list[str], folder: str, *, events_: bool) -> int:
+        """Run the builder with some arguments; its output goes to the log. Returns its exit status."""
+        inside = self._inside()
+        argv = [*self.spec["program"], *words]
+        environment = {
+            **self.spec["environment"],
+            "HOME": f"{inside['scratch']}/home",
+            "TMPDIR": f"{inside['scratch']}/tmp",
+            "SINGULARITY_TMPDIR": f"{inside['scratch']}/tmp",
+            "SINGULARITY_CACHEDIR": f"{inside['scratch']}/cache",
+        }
+        proxy = None
+        if self.spec["sandbox"] == "namespaces":
+            egress = self.folder / "egress"
+            shutil.rmtree(egress, ignore_errors=True)
+            egress.mkdir(mode=0o755)
+            if self.spec["network"] == "proxy":
+                proxy = Proxy(egress / "proxy", Policy(**self.spec["policy"]), self.log.line)
+                address = "http://127.0.0.1:3128"
+                environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), address)
+            room = {
+                "source": str(self.folder / "source"),
+                "scratch": str(self.folder / "scratch"),
+                "owned": [str(self.folder / "scratch" / name) for name in (".", "home", "tmp", "cache", "out")],
+                "readable": self.spec["readable"],
+                "egress_folder": str(egress),
+                "network": self.spec["network"],
+                "limits": {"file": self.limits["disk"], "processes": self.limits["processes"]},
+                "environment": environment,
+                "folder": folder,
+                "links": self.spec["links"],
+                "seed": self.spec["build"],
+            }
+            write_json(self.folder / "room.json", room)
+            argv = [
+                sys.executable,
+                "-I",
+                "-m",
+                "pysingularity.hub.engines.sandbox",
+                str(self.folder / "room.json"),
+                *argv,
+            ]
+            environment, folder = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, "/"
+        try:
+            return self._watch(argv, environment, folder, events_=events_)
+        finally:
+            if proxy is not None:
+                proxy.close()
+
+    def _watch(self, argv: list[str], environment: dict[str, str], folder: str, *, events_: bool) -> int:
+        child = subprocess.Popen(
+            argv,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.child = child
+        assert child.stdout is not None and child.stderr is not None
+        rest = b""
+        looked = 0.0
+        with selectors.DefaultSelector() as selector:
+            for stream in (child.stdout, child.stderr):
+                os.set_blocking(stream.fileno(), False)
+                selector.register(stream, selectors.EVENT_READ)
+            try:
+                while selector.get_map():
+                    for key, _ in selector.select(0.5):
+                        data = os.read(key.fd, 1 << 16)
+                        if not data:
+                            selector.unregister(key.fileobj)
+                        elif key.fileobj is child.stdout and events_:
+                            *lines, rest = (rest + data).split(b"\n")
+                            for line in lines:
+                                self._event(line)
+                            if len(rest) > 1 << 20:
+                                self.log.write(rest)
+                                rest = b""
+                        else:
+                            self.log.write(data)
+                    if time.monotonic() - looked > WATCH:
+                        looked = time.monotonic()
+                        self._look(child.pid)
+                    elif self.cancelled or time.time() > self.deadline:
+                        self._look(child.pid)
+                    if child.poll() is not None and not selector.select(0):
+                        break  # a process that left the sandbox's reach may hold the pipe open for ever
+                if rest:
+                    self._event(rest)
+                return self._wait(child)
+            finally:
+                self._kill(child)
+                self.log.flush()
+                child.stdout.close()
+                child.stderr.close()
+                self.child = None
+
+    def _wait(self, child: subprocess.Popen[bytes]) -> int:
+        while True:
+            try:
+                return child.wait(0.5)
+            except subprocess.TimeoutExpired:
+                self._look(child.pid)
+
+    def _kill(self, child: subprocess.Popen[bytes]) -> None:
+        """End the builder: politely first, so that it unmounts; then for good, with all below."""
+        if child.poll() is None:
+            for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
+                try:
+                    os.killpg(child.pid, number)
+                except ProcessLookupError:
+                    pass
+                try:
+                    child.wait(patience)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+        if self.spec["sandbox"] != "namespaces":
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def _look(self, pid: int) -> None:
+        if self.cancelled:
+            raise Stopped("cancelled", "cancelled", "cancelled")
+        if time.time() > self.deadline:
+            raise Stopped("timed_out", "time-limit", f"longer than {self.limits['seconds']} s")
+        if self.limits["memory"]:
+            used = memory_of(pid)
+            if used > self.limits["memory"]:
+                raise Stopped("failed", "memory-limit", f"more than {self.limits['memory'] >> 20} MiB of memory")
+        if self.limits["disk"] and disk_use(self.folder / "scratch", self.limits["disk"]) > self.limits["disk"]:
+            raise Stopped("failed", "disk-limit", f"more than {self.limits['disk'] >> 20} MiB of disk")
+
+    # --- events to lines ---
+
+    def _event(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        try:
+            event = events.read(line)
+        except (ValueError, RecursionError):
+            self.log.write(line + b"\n")
+            return
+        if event.kind == "start":
+            title = event.text("title")[:500]
+            self.titles[event.fields.get("step")] = title
+            self._step(title.partition("\n")[0], title)
+        elif event.kind == "log":
+            text = event.text("text")
+            self.log.write(
+                text.encode("utf-8", "surrogateescape")
+                if text.endswith("\n")
+                else text.encode("utf-8", "surrogateescape") + b"\n"
+            )
+        elif event.kind == "message":
+            self.log.line(f"{event.text('level').upper() or 'INFO'}: {event.text('text')}")
+        elif event.kind == "end":
+            self._end(event.text("status") or "done")
+        elif event.kind == "failed":
+            self.failure = {"id": event.text("id")[:100], "message": event.text("message")[:1000]}
+            hint = event.text("hint")
+            self.log.line(f"ERROR: {self.failure['message']}" + (f"\n    hint: {hint[:1000]}" if hint else ""))
+        elif event.kind == "progress" and not event.number("total") and event.text("text"):
+            self.log.line(event.text("text")[:500])
+
+    def _step(self, name: str, title: str) -> None:
+        self._end("done")
+        offset = self.log.step(title)
+        self.steps = self.steps[-499:]
+        self.steps.append({"name": name[:200], "offset": offset, "status": "running", "started": time.time()})
+        self.tell("testing" if name == "test" else "building")
+
+    def _end(self, status: str) -> None:
+        if self.steps and self.steps[-1]["status"] == "running":
+            step = self.steps[-1]
+            step["status"] = status[:20]
+            step["seconds"] = round(time.time() - step.pop("started"), 3)
+
+
+def memory_of(pid: int) -> int:
+    """Return the resident bytes of a process and all below it; shared pages count several times."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    parents: dict[int, list[int]] = {}
+    sizes: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                fields = Path(f"/proc/{name}/stat").read_bytes().rpartition(b") ")[2].split()
+            except OSError:  # it has ended meanwhile
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(name))
+            sizes[int(name)] = int(fields[21]) * page
+    total, todo = 0, [pid]
+    while todo:
+        one = todo.pop()
+        total += sizes.get(one, 0)
+        todo += parents.get(one, [])
+    return total
+
+
+def disk_use(folder: Path, enough: int) -> int:
+    """Return the bytes that a folder occupies on disk, or more than `enough` as soon as that is clear."""
+    total, todo = 0, [str(folder)]
+    while todo and total <= enough:
+        try:
+            with os.scandir(todo.pop()) as entries:
+                for entry in entries:
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except OSError:
+                        continue
+                    total += status.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+        except OSError:  # gone, or not ours to read: the file system's own quota holds there
+            continue
+    return total
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace a small file so that readers see all of the old or all of the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value))
+    os.replace(partial, path)
+
+
+def main(words: list[str]) -> int:
+    """Run the job whose specification is words[0]."""
+    path = Path(words[0])
+    spec = json.loads(path.read_text())
+    if spec.get("die_with_parent"):
+        process.die_with_parent()
+    with LogWriter(Path(spec["log"]), limit=spec["limits"]["log"], secrets=spec["secrets"]) as log:
+        job = Job(path.parent, spec, log)
+
+        def stop(_number: int, _frame: object) -> None:
+            job.cancelled = True
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        job.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that works while nobody asks: webhooks' consequences, builds, polling, housekeeping.
+
+One per hub, as a child of `serve` or on its own (`singularity-hub work`). Threads: one for intake, one per build
+worker, one for chores. When it is killed, its jobs die with it, leases run out, and the next robot goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import threading
+import traceback
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from pysingularity import messages
+from pysingularity.hub.builds.queue import claim, give_back
+from pysingularity.hub.builds.run import Run, sweep
+from pysingularity.hub.builds.states import ACTIVE, LostLease
+from pysingularity.hub.context import Hub
+from pysingularity.hub.engines.base import Engine
+from pysingularity.hub.engines.local import LocalEngine
+from pysingularity.hub.models import Build, Collection, now
+from pysingularity.hub.sources.intake import resync, work_off
+
+#: Seconds between two looks for work; a webhook on this process's own hub wakes it at once.
+POLL = 0.2
+
+
+def make_engine(hub: Hub) -> Engine:
+    """Return the engine that the settings name."""
+    if hub.settings.builds.engine == "slurm":
+        from pysingularity.hub.engines.slurm import SlurmEngine  # psij is an extra of its own
+
+        return SlurmEngine(hub.settings)
+    return LocalEngine()
+
+
+class Robots:
+    """All of a hub's robots in one process.
+
+    Arguments:
+        hub: opened by the caller, closed by him after `stop`.
+        engine: for tests; normally as the settings say.
+    """
+
+    def __init__(self, hub: Hub, engine: Engine | None = None) -> None:
+        self.hub = hub
+        self.engine = engine or make_engine(hub)
+        self.name = f"{platform.node()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.ended = threading.Event()
+        self.threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start all threads."""
+        self._thread("intake", lambda: work_off(self.hub), POLL)
+        self._thread("chores", self._chores, min(5.0, self.hub.settings.builds.lease / 3))
+        self._thread("polling", self._poll_repositories, 5.0)
+        for number in range(self.hub.settings.builds.workers):
+            self._thread(f"worker-{number}", lambda name=f"{self.name}-{number}": self._build(name), POLL)  # type: ignore[misc]
+
+    def _thread(self, name: str, work: Callable[[], object], pause: float) -> None:
+        def loop() -> None:
+            while not self.ended.is_set():
+                try:
+                    if work():
+                        continue  # there was something to do; there may be more
+                except Exception:
+                    # A robot outlives every surprise: it is reported and tried again, not swallowed.
+                    messages.error(f"robot {name}: {traceback.format_exc().rstrip()}")
+                    self.ended.wait(2.0)
+                self.ended.wait(pause)
+
+        thread = threading.Thread(target=loop, name=name, daemon=True)
+        thread.start()
+        self.threads.append(thread)
+
+    def stop(self) -> None:
+        """End all threads; running builds go back to the queue when their leases end, or are found again."""
+        self.ended.set()
+        self.engine.close()
+        for thread in self.threads:
+            thread.join(10)
+
+    def _build(self, worker: str) -> bool:
+        builds = self.hub.settings.builds
+        with self.hub.read() as session:
+            if session.scalar(sa.select(Build.id).where(Build.state == "queued").limit(1)) is None:
+                return False
+        with self.hub.write() as session:
+            number = claim(
+                session, worker=worker, lease=builds.lease, active_per_collection=builds.active_per_collection
+            )
+        if number is None:
+            return False
+        try:
+            Run(self.hub, self.engine, number, worker).run()
+        except LostLease as error:
+            messages.warning(str(error))
+        return True
+
+    def _chores(self) -> bool:
+        with self.hub.write() as session:
+            returned, failed = give_back(session, attempts=self.hub.settings.builds.attempts)
+        for number in (*returned, *failed):
+            messages.warning(f"build {number}: its worker was lost")
+        if not self.engine.survives:
+            for number in failed:
+                sweep(self.hub.settings.folder("work") / str(number))
+        return False
+
+    def _poll_repositories(self) -> bool:
+        with self.hub.write() as session:
+            due = session.scalars(
+                sa.select(Collection).where(
+                    Collection.poll > 0,
+                    Collection.git_url != "",
+                    sa.or_(Collection.polled_at.is_(None), Collection.polled_at + Collection.poll < now()),
+                )
+            ).all()
+            for collection in due:
+                collection.polled_at = now()
+        for collection in due:
+            resync(self.hub, collection.id, by="polling")
+        return False
+
+
+def reclaim(hub: Hub) -> list[int]:
+    """Return builds to the queue whose workers were of an earlier robot on this machine: nobody works on them now.
+
+    Called at the start of the only robot of a hub; with several, leases decide.
+    """
+    prefix = f"{platform.node()}-"
+    with hub.write() as session:
+        return list(
+            session.scalars(
+                sa.update(Build)
+                .where(Build.state.in_(ACTIVE), Build.worker.startswith(prefix, autoescape=True))
+                .values(leased_until=0.0)
+                .returning(Build.id)
+                .execution_options(synchronize_session=False)
+            )
+        )
+
+
+def run(hub: Hub, ended: threading.Event) -> None:
+    """Work until `ended` is set."""
+    reclaim(hub)
+    robots = Robots(hub)
+    robots.start()
+    ended.wait()
+    robots.stop()
