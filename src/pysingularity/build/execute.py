@@ -166,12 +166,14 @@ class _Builder:
                 self._folder = stack.enter_context(output.OutputFolder(request.target, force=request.force))
                 path = self._folder.partial
             else:
-                os.mkdir(path, 0o755)
+                os.mkdir(path)
+            if path != request.target:
+                # Other users of the container (apt's own) have to get through the root folder.
+                os.chmod(path, 0o755)
             self.roots[index] = path
 
     def _publish(self) -> None:
         if self._folder is not None:
-            os.chmod(self._folder.partial, 0o755)
             self._folder.publish()
 
     def _do(self, step: Step) -> None:
