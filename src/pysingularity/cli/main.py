@@ -158,7 +158,13 @@ def die_by_signal(number: int) -> int:
 
 
 def _environment() -> dict[str, str]:
-    return {
+    found = {
         name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
         for name, value in posix.environ.items()
     }
+    if found.get("LC_CTYPE", "").lower().replace("-", "") in ("c.utf8", "utf8"):
+        # The interpreter sets this one itself when it finds the locale C (PEP 538); the caller may not have.
+        with open("/proc/self/environ", "rb") as file:
+            if b"\0LC_CTYPE=" not in b"\0" + file.read():
+                del found["LC_CTYPE"]
+    return found

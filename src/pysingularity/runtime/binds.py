@@ -188,6 +188,8 @@ def attach(spec: LaunchSpec, session: Session, root: int, wanted: list[Mount]) -
                 continue
             target = ensure(root, one.target, session.is_folder(one)) if makes else open_in_root(root, one.target)
             try:
+                if one.complete is not None:
+                    one.content = one.complete(_content(root, one.target))
                 _attach(session, one, target)
             finally:
                 posix.close(target)
@@ -246,6 +248,22 @@ def _attach(session: Session, one: Mount, target: int) -> None:
         tree = open_tree(_minimal_dev(session))
         move_mount(tree, target)
         posix.close(tree)
+
+
+def _content(root: int, path: str) -> bytes:
+    """Return the first megabyte of a regular file in the container; nothing when it is none."""
+    try:
+        descriptor = open_in_root(root, path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_NOCTTY)
+    except OSError:
+        return b""
+    try:
+        if posix.fstat(descriptor).st_mode & 0o170000 != 0o100000:
+            return b""
+        return posix.read(descriptor, 1 << 20)
+    except OSError:
+        return b""
+    finally:
+        posix.close(descriptor)
 
 
 def _attach_part(session: Session, one: Mount, target: int) -> None:

@@ -25,8 +25,10 @@ from pysingularity.linux.process import (
     no_new_privs,
     restore_signals,
 )
+from pysingularity.runtime.actions import program
 from pysingularity.runtime.binds import attach, ordered
-from pysingularity.runtime.environment import EnvironmentPlan, compose, find_program
+from pysingularity.runtime.environment import EnvironmentPlan, compose, find_program, origins
+from pysingularity.runtime.network import loopback_up
 from pysingularity.runtime.overlay import Session
 from pysingularity.runtime.spec import KEEP, ROOT, SQUASHFS, LaunchSpec, Layer
 from pysingularity.runtime.supervise import attend, block_signals, restore_mask
@@ -46,11 +48,13 @@ def enter(spec: LaunchSpec) -> NoReturn:
     """
     if spec.before_start is not None:
         spec.before_start()
+    if spec.connection is not None:
+        spec.connection.outside()
     mask = block_signals() if spec.pid_namespace else None
     pending = _leave_host(spec)
     if not spec.pid_namespace:
         _build(spec, pending)
-        _become(spec)
+        become(spec)
     report, tell = posix.pipe()
     first = posix.fork()
     if first == 0:
@@ -155,6 +159,8 @@ def _leave_host(spec: LaunchSpec) -> dict[int, Pending]:
             unshare(rest)
     except OSError as error:
         raise no_namespaces(error) from None
+    if spec.connection is not None:
+        spec.connection.inside()
     return pending
 
 
@@ -229,8 +235,6 @@ def _build(spec: LaunchSpec, pending: dict[int, Pending]) -> None:
     if spec.hostname:
         sethostname(spec.hostname)
     if spec.loopback and spec.namespaces & NEWNET:
-        from pysingularity.runtime.network import loopback_up
-
         loopback_up()
 
 
@@ -243,13 +247,13 @@ def _first_process(spec: LaunchSpec, pending: dict[int, Pending], mask: object, 
         _build(spec, pending)
         if not spec.init:
             restore_mask(mask)
-            _become(spec)
-        program = posix.fork()
-        if program == 0:
+            become(spec)
+        child = posix.fork()
+        if child == 0:
             posix.close(tell)
             restore_mask(mask)
             try:
-                _become(spec)
+                become(spec)
             except SingularityError as error:
                 messages.fatal(str(error))
             except KeyboardInterrupt:
@@ -258,7 +262,7 @@ def _first_process(spec: LaunchSpec, pending: dict[int, Pending], mask: object, 
         _lose_rights(spec)
         # The program must be able to see the end of its own pipes: process 1 lets go of everything.
         close_others((2, tell))
-        status = attend(program, reap=True)
+        status = attend(child, reap=True)
     except SingularityError as error:
         messages.fatal(str(error))
     except BaseException as error:
@@ -278,13 +282,16 @@ def _lose_rights(spec: LaunchSpec) -> None:
             messages.debug(f"capset: {error}")
 
 
-def _become(spec: LaunchSpec) -> NoReturn:
+def become(spec: LaunchSpec) -> NoReturn:
     """Turn into the program: folder, environment, rights, execve."""
     environment = spec.env
+    words = program(spec.action, spec.argv, spec.app, spec.shell)
     if isinstance(environment, EnvironmentPlan):
-        argv, env = compose(environment, spec.argv)
+        if spec.explain:
+            _explain(environment)
+        argv, env = compose(environment, words)
     else:
-        argv, env = list(spec.argv), dict(environment)
+        argv, env = words, dict(environment)
     folder = _change_folder(spec)
     if isinstance(environment, EnvironmentPlan):
         env["PWD"] = folder
@@ -308,6 +315,15 @@ def _become(spec: LaunchSpec) -> NoReturn:
     if spec.emulate_root is not None:
         spec.emulate_root()
     _execute(path, argv, env)
+
+
+def _explain(environment: EnvironmentPlan) -> NoReturn:
+    """Print the environment with the origin of every variable, and end."""
+    lines = [f"{name}={value}\n    {origin}\n" for name, value, origin in origins(environment)]
+    data = "".join(lines).encode("utf-8", "surrogateescape")
+    while data:
+        data = data[posix.write(1, data) :]
+    posix._exit(0)
 
 
 def _execute(path: str, argv: list[str], env: dict[str, str]) -> NoReturn:

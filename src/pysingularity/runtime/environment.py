@@ -128,7 +128,7 @@ class EnvironmentPlan:
         return f"EnvironmentPlan({len(self.host)} from the host, {len(self.forced)} insisted on)"
 
 
-class _Hard(Exception):
+class HardLineError(Exception):
     """A line that only a shell can understand."""
 
 
@@ -144,7 +144,7 @@ def compose(plan: EnvironmentPlan, argv: Sequence[str]) -> tuple[list[str], dict
             continue
         try:
             evaluate(data.decode("utf-8", "surrogateescape"), env, image)
-        except _Hard:
+        except HardLineError:
             shell = "/bin/sh"
             if posix.access(shell, posix.X_OK):
                 return _by_shell(plan, argv, shell)
@@ -186,7 +186,7 @@ def origins(plan: EnvironmentPlan) -> list[tuple[str, str, str]]:
         mine: set[str] = set()
         try:
             evaluate(data.decode("utf-8", "surrogateescape"), env, mine)
-        except _Hard:
+        except HardLineError:
             seen.setdefault("(computed)", ("by the container's shell", f"image, {path}"))
         for name in mine:
             if name not in plan.fixed:
@@ -239,15 +239,16 @@ def _read(path: str) -> bytes | None:
         posix.close(descriptor)
 
 
-def evaluate(text: str, env: dict[str, str], assigned: set[str]) -> None:
+def evaluate(text: str, env: dict[str, str], assigned: set[str], *, export_all: bool = False) -> None:
     """Do what a shell would do that sources `text`, as long as it consists of assignments and exports.
 
     Arguments:
         env: exported variables; changed in place.
         assigned: gets the names that the text sets and exports.
+        export_all: every variable that is set counts as exported (set -a).
 
     Raises:
-        _Hard: the text is more than that. `env` may have been changed by then.
+        HardLineError: the text is more than that. `env` may have been changed by then.
     """
     local: dict[str, str] = {}  # set, and not exported yet
     lines = text.split("\n")
@@ -260,7 +261,7 @@ def evaluate(text: str, env: dict[str, str], assigned: set[str]) -> None:
             end = line.find(':-}" ] || ', at)
             name = line[at + 8 : end]
             if end < 0 or not _is_name(name):
-                raise _Hard
+                raise HardLineError
             if env.get(name, local.get(name)):
                 continue
             at = end + len(':-}" ] || ')
@@ -273,10 +274,10 @@ def evaluate(text: str, env: dict[str, str], assigned: set[str]) -> None:
                 at += 1
             name = line[start:at]
             if not _is_name(name):
-                raise _Hard
+                raise HardLineError
             if line[at : at + 1] == "=":
                 value, at = _word(line, at + 1, env, local, export)
-                if export or name in env:
+                if export or export_all or name in env:
                     env[name] = value
                     assigned.add(name)
                     local.pop(name, None)
@@ -287,7 +288,7 @@ def evaluate(text: str, env: dict[str, str], assigned: set[str]) -> None:
                     env[name] = local.pop(name)
                     assigned.add(name)
             else:
-                raise _Hard
+                raise HardLineError
             at = _skip(line, at)
             if line[at : at + 1] == ";" and line[at : at + 2] != ";;":
                 at = _skip(line, at + 1)
@@ -319,7 +320,7 @@ def _word(line: str, at: int, env: dict[str, str], local: dict[str, str], split:
         if letter == "'":
             end = line.find("'", at + 1)
             if end < 0:
-                raise _Hard
+                raise HardLineError
             out += line[at + 1 : end]
             at = end + 1
         elif letter == '"':
@@ -328,15 +329,15 @@ def _word(line: str, at: int, env: dict[str, str], local: dict[str, str], split:
         elif letter == "$":
             part, at = _expand(line, at, env, local)
             if split and any(one in part for one in " \t\n*?["):
-                raise _Hard
+                raise HardLineError
             out += part
         elif letter == "\\":
             if at + 1 == len(line):
-                raise _Hard
+                raise HardLineError
             out += line[at + 1]
             at += 2
         elif letter in "&|<>()`*?[{}~":
-            raise _Hard
+            raise HardLineError
         else:
             out += letter
             at += 1
@@ -357,14 +358,14 @@ def _quoted(line: str, at: int, end: str, env: dict[str, str], local: dict[str, 
             part, at = _expand(line, at, env, local)
             out += part
         elif letter == "`":
-            raise _Hard
+            raise HardLineError
         elif letter == '"':  # a quoted part of the default inside ${NAME:-…}
             part, at = _quoted(line, at + 1, '"', env, local)
             out += part
         else:
             out += letter
             at += 1
-    raise _Hard
+    raise HardLineError
 
 
 def _expand(line: str, at: int, env: dict[str, str], local: dict[str, str]) -> tuple[str, int]:
@@ -377,7 +378,7 @@ def _expand(line: str, at: int, env: dict[str, str], local: dict[str, str]) -> t
         at += 1
     name = line[start:at]
     if not _is_name(name):
-        raise _Hard
+        raise HardLineError
     value = local.get(name, env.get(name))
     if not braces:
         return value or "", at
@@ -385,7 +386,7 @@ def _expand(line: str, at: int, env: dict[str, str], local: dict[str, str]) -> t
         return value or "", at + 1
     sign = line[at : at + 2] if line[at : at + 1] == ":" else line[at : at + 1]
     if sign not in (":-", "-", ":+", "+"):
-        raise _Hard
+        raise HardLineError
     word, at = _quoted(line, at + len(sign), "}", env, local)
     there = bool(value) if sign[0] == ":" else value is not None
     if sign[-1] == "-":

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pysingularity.runtime.environment import EnvironmentPlan
+    from pysingularity.runtime.network import Connection
 
 #: Kinds of Mount. BIND: files of the host; FILE: a generated file; TMPFS: an empty folder in memory; PROC, DEVPTS,
 #: MQUEUE: kernel file systems; DEV: a minimal /dev; LINK: a symbolic link, made only where we own the folder.
@@ -41,7 +42,7 @@ class Mount:
         kind: BIND, FILE, TMPFS, PROC, DEVPTS, MQUEUE, DEV or LINK.
         target: absolute path in the container; symbolic links in it are resolved inside the container.
         source: path on the host (BIND), text of a link (LINK), or "".
-        content: what a FILE holds.
+        content: what a FILE holds; complete: makes that from what the image has at the target (b"" for nothing).
         readonly: refuse writing below it.
         required: a failure ends the start with an error; otherwise the mount is left out and said with --verbose.
         trusted: keep device nodes and set-user-id bits of the source usable (the host's /dev).
@@ -52,6 +53,7 @@ class Mount:
     """
 
     __slots__ = (
+        "complete",
         "content",
         "image",
         "kind",
@@ -72,6 +74,7 @@ class Mount:
         *,
         source: str = "",
         content: bytes = b"",
+        complete: Callable[[bytes], bytes] | None = None,
         readonly: bool = False,
         required: bool = False,
         trusted: bool = False,
@@ -82,7 +85,7 @@ class Mount:
     ) -> None:
         self.kind, self.target, self.source, self.content = kind, target, source, content
         self.readonly, self.required, self.trusted = readonly, required, trusted
-        self.mode, self.size, self.part, self.image = mode, size, part, image
+        self.mode, self.size, self.part, self.image, self.complete = mode, size, part, image, complete
 
     def describe(self) -> str:
         """Say in a few words what is put where."""
@@ -118,7 +121,8 @@ class LaunchSpec:
         image: the root file system.
         argv: program and arguments; a program without a slash is looked up on the container's PATH.
         env: the environment, complete; or an EnvironmentPlan that the image's own scripts take part in.
-        action: "exec", "run", "shell", "test" or "start" (messages and SINGULARITY_COMMAND).
+        action: "exec", "run", "shell", "test" or "start"; what that means is looked up in the image (`actions`).
+        app: name of a SCIF app; shell: the shell that `shell` opens; "" for the image's own.
         writable: the image itself may be written (sandboxes).
         overlays: layers over the image, lowest first; all read-only.
         upper: where changes go instead of the image: "" nowhere, "tmpfs" memory, or a folder with `upper` and `work`.
@@ -144,21 +148,26 @@ class LaunchSpec:
         started: called outside with the pid of process 1 (host's view) once that exists (instances); or None.
         keep_descriptors: descriptors ≥ 3 that the program inherits; None for all that the caller passed.
         loopback: bring the loopback interface of a new network namespace up.
+        connection: what connects a new network namespace to the host's; or None.
+        explain: print the environment and where it comes from instead of starting anything.
         warm: seconds for which the mounted image is kept for the user's next container of it; 0 for not at all.
         name: name of the image for SINGULARITY_NAME and messages.
     """
 
     __slots__ = (
         "action",
+        "app",
         "argv",
         "before_start",
         "capabilities",
+        "connection",
         "create",
         "cwd",
         "cwd_required",
         "driver",
         "emulate_root",
         "env",
+        "explain",
         "hostname",
         "identity",
         "image",
@@ -172,6 +181,7 @@ class LaunchSpec:
         "overlays",
         "pid_namespace",
         "session_size",
+        "shell",
         "squash_owners",
         "started",
         "umask",
@@ -187,6 +197,8 @@ class LaunchSpec:
         argv: Sequence[str],
         env: dict[str, str] | EnvironmentPlan,
         action: str = "exec",
+        app: str = "",
+        shell: str = "",
         writable: bool = False,
         overlays: Sequence[Layer] = (),
         upper: str = "",
@@ -210,6 +222,8 @@ class LaunchSpec:
         started: Callable[[int], None] | None = None,
         keep_descriptors: Sequence[int] | None = None,
         loopback: bool = False,
+        connection: Connection | None = None,
+        explain: bool = False,
         warm: int = 0,
         name: str = "",
     ) -> None:
@@ -220,6 +234,7 @@ class LaunchSpec:
         self.hostname, self.umask, self.no_new_privs, self.capabilities = hostname, umask, no_new_privs, capabilities
         self.session_size, self.squash_owners, self.driver = session_size, squash_owners, driver
         self.emulate_root, self.before_start, self.keep_descriptors = emulate_root, before_start, keep_descriptors
+        self.app, self.shell, self.connection, self.explain = app, shell, connection, explain
         self.loopback, self.warm, self.name, self.started = loopback, warm, name, started
 
     def describe(self) -> list[str]:

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that exec, run, shell, test and instances share, and the way from them to a container. Start ring."""
+
+from __future__ import annotations
+
+import posix
+
+from pysingularity import messages
+from pysingularity.cli.options import LIST, MANY, TEXT, Arguments, Option
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+FILES, ENVIRONMENT, RIGHTS, SPACES, DEVICES, FETCHING, LIMITS = (
+    "Files",
+    "Environment",
+    "Rights",
+    "Namespaces",
+    "Devices",
+    "Fetching",
+    "Limits",
+)
+
+OPTIONS: tuple[Option, ...] = (
+    # Files
+    Option(
+        "bind",
+        "Bind a file or folder of the host into the container; OPTS: ro, rw, image-src=PATH, id=N",
+        short="B",
+        kind=MANY,
+        metavar="SRC[:DST[:OPTS]]",
+        env=("BIND", "BINDPATH"),
+        group=FILES,
+    ),
+    Option(
+        "mount",
+        "Bind, written as type=bind,source=SRC,destination=DST[,ro]",
+        kind=MANY,
+        metavar="SPEC",
+        env=("MOUNT",),
+        group=FILES,
+    ),
+    Option(
+        "home",
+        "Use SRC as home directory, at DST in the container",
+        short="H",
+        kind=TEXT,
+        metavar="SRC[:DST]",
+        env=("HOME",),
+        group=FILES,
+    ),
+    Option("no-home", "Do not mount the home directory", env=("NO_HOME",), group=FILES),
+    Option("writable", "Write into the image itself (sandboxes)", short="w", env=("WRITABLE",), group=FILES),
+    Option(
+        "writable-tmpfs", "Let changes live in memory and go with the container", env=("WRITABLE_TMPFS",), group=FILES
+    ),
+    Option(
+        "overlay",
+        "Keep changes in the folder PATH, or lay a folder or image over the image with :ro",
+        short="o",
+        kind=LIST,
+        metavar="PATH[:ro]",
+        env=("OVERLAY", "OVERLAYIMAGE"),
+        group=FILES,
+    ),
+    Option("contain", "Use a minimal /dev and empty /tmp and home", short="c", env=("CONTAIN",), group=FILES),
+    Option(
+        "containall",
+        "Contain files, processes, interprocess communication and environment",
+        short="C",
+        env=("CONTAINALL",),
+        group=FILES,
+    ),
+    Option(
+        "workdir",
+        "Keep /tmp, /var/tmp and home of a contained container in DIR",
+        short="W",
+        kind=TEXT,
+        metavar="DIR",
+        env=("WORKDIR",),
+        group=FILES,
+    ),
+    Option(
+        "scratch",
+        "Put an empty folder at PATH",
+        short="S",
+        kind=LIST,
+        metavar="PATH",
+        env=("SCRATCH", "SCRATCHDIR"),
+        group=FILES,
+    ),
+    Option(
+        "no-mount",
+        "Leave out mounts: proc, sys, dev, devpts, home, tmp, cwd, bind-paths, or a path",
+        kind=LIST,
+        metavar="NAME",
+        env=("NO_MOUNT",),
+        group=FILES,
+    ),
+    Option(
+        "cwd",
+        "Start in DIR of the container",
+        kind=TEXT,
+        metavar="DIR",
+        env=("CWD", "PWD", "TARGET_PWD"),
+        aliases=("pwd",),
+        group=FILES,
+    ),
+    # Environment
+    Option(
+        "cleanenv",
+        "Let no variable of the caller in but TERM and proxies",
+        short="e",
+        env=("CLEANENV",),
+        group=ENVIRONMENT,
+    ),
+    Option("env", "Set variables", kind=MANY, metavar="NAME=VALUE", group=ENVIRONMENT),
+    Option(
+        "env-file",
+        "Set the variables that a shell file sets",
+        kind=MANY,
+        metavar="FILE",
+        env=("ENV_FILE",),
+        group=ENVIRONMENT,
+    ),
+    Option("explain-env", "Show every variable and where it comes from, and end", group=ENVIRONMENT),
+    Option(
+        "app", "Use the app NAME of the image", kind=TEXT, metavar="NAME", env=("APP", "APPNAME"), group=ENVIRONMENT
+    ),
+    Option("no-umask", "Start with umask 0022 instead of the caller's", env=("NO_UMASK",), group=ENVIRONMENT),
+    Option("no-eval", "Let scripts of OCI images take arguments literally", env=("NO_EVAL",), group=ENVIRONMENT),
+    Option(
+        "compat",
+        "Behave like Docker: --containall --no-init --no-umask --no-eval --writable-tmpfs",
+        env=("COMPAT",),
+        group=ENVIRONMENT,
+    ),
+    # Rights
+    Option("fakeroot", "Be root inside, without being root", short="f", env=("FAKEROOT",), group=RIGHTS),
+    Option(
+        "userns",
+        "Use a user namespace (root; ordinary users always do)",
+        short="u",
+        env=("USERNS", "UNSHARE_USERNS"),
+        group=RIGHTS,
+    ),
+    Option("keep-privs", "Let root keep all capabilities (the default)", env=("KEEP_PRIVS",), group=RIGHTS),
+    Option("no-privs", "Take all capabilities away, also from root", env=("NO_PRIVS",), group=RIGHTS),
+    Option(
+        "add-caps", "Keep these capabilities with --no-privs", kind=LIST, metavar="CAP", env=("ADD_CAPS",), group=RIGHTS
+    ),
+    Option(
+        "drop-caps",
+        "Take these capabilities away (all: every one)",
+        kind=LIST,
+        metavar="CAP",
+        env=("DROP_CAPS",),
+        group=RIGHTS,
+    ),
+    # Namespaces
+    Option("pid", "Give the container its own processes", short="p", env=("PID", "UNSHARE_PID"), group=SPACES),
+    Option("no-init", "Make the program process 1 of --pid", env=("NO_INIT", "NOSHIMINIT"), group=SPACES),
+    Option(
+        "ipc",
+        "Give the container its own interprocess communication",
+        short="i",
+        env=("IPC", "UNSHARE_IPC"),
+        group=SPACES,
+    ),
+    Option("net", "Give the container its own network", short="n", env=("NET", "UNSHARE_NET"), group=SPACES),
+    Option(
+        "network",
+        "With --net: none (only loopback), or pasta to connect it",
+        kind=TEXT,
+        metavar="NAME",
+        env=("NETWORK",),
+        group=SPACES,
+    ),
+    Option(
+        "publish",
+        "With --network pasta: forward a port of the host",
+        kind=LIST,
+        metavar="HOST:CONTAINER",
+        env=("PUBLISH",),
+        group=SPACES,
+    ),
+    Option("uts", "Give the container its own host name", env=("UTS", "UNSHARE_UTS"), group=SPACES),
+    Option("hostname", "Set the container's host name", kind=TEXT, metavar="NAME", env=("HOSTNAME",), group=SPACES),
+    Option("dns", "Use these name servers", kind=LIST, metavar="ADDRESS", env=("DNS",), group=SPACES),
+    # Devices
+    Option("nv", "Bring NVIDIA's devices, libraries and programs in", env=("NV",), group=DEVICES),
+    Option("no-nv", "Do not, whatever the settings say", env=("NO_NV", "NV_OFF"), hidden=True, group=DEVICES),
+    Option("rocm", "Bring AMD's devices, libraries and programs in", env=("ROCM",), group=DEVICES),
+    Option("no-rocm", "Do not, whatever the settings say", env=("NO_ROCM", "ROCM_OFF"), hidden=True, group=DEVICES),
+    Option(
+        "device",
+        "Bring in a Container Device Interface device",
+        kind=LIST,
+        metavar="VENDOR/CLASS=NAME",
+        env=("DEVICE",),
+        group=DEVICES,
+    ),
+    Option("cdi-dirs", "Where CDI files lie", kind=LIST, metavar="DIR", env=("CDI_DIRS",), group=DEVICES),
+    # Fetching
+    Option("disable-cache", "Neither use nor fill the cache of images", env=("DISABLE_CACHE",), group=FETCHING),
+    Option("no-https", "Talk to the registry without encryption", env=("NOHTTPS", "NO_HTTPS"), group=FETCHING),
+    Option(
+        "docker-username",
+        "Name for the registry",
+        kind=TEXT,
+        metavar="NAME",
+        env=("DOCKER_USERNAME",),
+        bare_env=("DOCKER_USERNAME",),
+        group=FETCHING,
+    ),
+    Option(
+        "docker-password",
+        "Password for the registry",
+        kind=TEXT,
+        metavar="WORD",
+        env=("DOCKER_PASSWORD",),
+        bare_env=("DOCKER_PASSWORD",),
+        group=FETCHING,
+    ),
+    Option("docker-login", "Ask for name and password of the registry", env=("DOCKER_LOGIN",), group=FETCHING),
+    Option(
+        "authfile",
+        "Use the credentials in FILE",
+        kind=TEXT,
+        metavar="FILE",
+        env=("AUTHFILE", "AUTH_FILE"),
+        group=FETCHING,
+    ),
+    Option(
+        "tmpdir", "Put temporary files into DIR", kind=TEXT, metavar="DIR", env=("TMPDIR",), hidden=True, group=FETCHING
+    ),
+    # For tests and curious people
+    Option("dry-run", "Say what would be done, and end", hidden=True),
+)
+
+
+def start(action: str, arguments: Arguments, environ: dict[str, str]) -> NoReturn:
+    """Become what the command line asks for.
+
+    Raises:
+        SingularityError: the container could not be made.
+    """
+    keep_standard_descriptors()
+    image, words = arguments.positional[0], arguments.positional[1:]
+    if action == "shell" and words:
+        messages.warning(f"shell takes no arguments; left out: {' '.join(words)}")
+        words = []
+    if image.startswith("instance://"):
+        _join(action, image[len("instance://") :], words, arguments, environ)
+    from pysingularity.runtime.enter import enter
+    from pysingularity.runtime.prepare import prepare
+
+    spec = prepare(action, local_image(image, arguments, environ), words, arguments, environ)
+    if arguments.dry_run:
+        _dry_run(spec)
+    enter(spec)
+
+
+def keep_standard_descriptors() -> None:
+    """Make sure that nothing we open gets the number of a standard descriptor that the caller had closed.
+
+    What is put there closes itself at execve, so the program finds them closed as well.
+    """
+    for number in (0, 1, 2):
+        try:
+            posix.fstat(number)
+        except OSError:
+            posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
+
+
+def local_image(text: str, arguments: Arguments, environ: dict[str, str]) -> str:
+    """Return the path of an image, fetching it first when `text` is a reference."""
+    if ":" in text:
+        from pysingularity.reference import has_scheme  # only for what may be one
+
+        if has_scheme(text):
+            from pysingularity import thirdparty
+
+            thirdparty.enable()
+            from pysingularity.registry.fetch import fetch_for_run
+
+            return str(fetch_for_run(text, arguments, environ))
+    return text
+
+
+def _dry_run(spec: object) -> NoReturn:
+    import sys
+
+    for line in spec.describe():  # type: ignore[attr-defined]
+        print(line)
+    print("modules:", " ".join(sorted(sys.modules)))
+    sys.stdout.flush()
+    posix._exit(0)
+
+
+def _join(action: str, name: str, words: list[str], arguments: Arguments, environ: dict[str, str]) -> NoReturn:
+    """Run something in an instance: join it, and stay outside its pid namespace to wait."""
+    from pysingularity.runtime.instances import find
+    from pysingularity.runtime.joining import enter_instance
+    from pysingularity.runtime.prepare import prepare_joining
+
+    instance = find(name, environ)
+    enter_instance(instance, prepare_joining(action, instance.image, words, arguments, environ))
