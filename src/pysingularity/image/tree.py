@@ -107,37 +107,33 @@ class _Scan:
 
     def run(self, path: str) -> Node:
         _allow_many_files()
-        try:
-            top = os.open(path, DIRECTORY & ~os.O_NOFOLLOW)
-        except OSError as error:
-            raise UserError("unreadable-folder", f"{path}: cannot be read: {error.strerror}") from None
         if not self.real and os.path.exists(os.path.join(path, SIDE_TABLE)):
             self.recorded = RecordedOwners(path)
         self.exclude.add(os.fsencode(SIDE_TABLE))
-        try:
-            root = self.node(os.fstat(top), ".", top)
-        except BaseException:
-            os.close(top)
-            raise
-        if root is None:
+        top = Folder(path)
+        root = self.node(top.status, ".", top.fd)
+        if root is None:  # the record says that this folder is a device
+            top.close()
             raise UserError("unreadable-folder", f"{path}: not a folder")
         root.source = path
-        frames = [(top, b"", self.fill(root, top, b""))]
+        frames: list[tuple[Folder, bytes, list[tuple[str, Node]]]] = []
         try:
+            frames.append((top, b"", []))
+            frames[-1][2].extend(self.fill(root, top.fd, b""))
             while frames:
-                fd, prefix, folders = frames[-1]
+                folder, prefix, folders = frames[-1]
                 if not folders:
-                    os.close(fd)
                     frames.pop()
+                    folder.close()
                     continue
                 name, node = folders.pop()
-                below = prefix + os.fsencode(name)
-                deeper = open_readable(name, DIRECTORY, fd, os.path.join(path, os.fsdecode(below)))
-                frames.append((deeper, below + b"/", []))
-                frames[-1][2].extend(self.fill(node, deeper, below + b"/"))
+                fd, below = folder.fd, prefix + os.fsencode(name)
+                folder = Folder(name, fd, os.path.join(path, os.fsdecode(below)))
+                frames.append((folder, below + b"/", []))
+                frames[-1][2].extend(self.fill(node, folder.fd, below + b"/"))
         finally:
-            for fd, _, _ in frames:
-                os.close(fd)
+            for folder, _, _ in reversed(frames):
+                folder.close()
         return root
 
     def fill(self, folder: Node, fd: int, prefix: bytes) -> list[tuple[str, Node]]:
@@ -224,6 +220,38 @@ class _Scan:
                     if error.errno not in (errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOENT):
                         raise
         return strip(found)
+
+
+class Folder:
+    """An open folder of a walk: `fd`, and its `status` when it was opened.
+
+    One of ours whose mode forbids us to look into it gets that mode back when it is closed.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+
+    __slots__ = ("_mode", "fd", "status")
+
+    def __init__(self, name: str, parent: int | None = None, shown: str = "") -> None:
+        if parent is None:
+            try:
+                self.fd = os.open(name, DIRECTORY & ~os.O_NOFOLLOW)
+            except OSError as error:
+                raise UserError("unreadable-folder", f"{name}: cannot be read: {error.strerror}") from None
+        else:
+            self.fd = open_readable(name, DIRECTORY, parent, shown)
+        self.status = os.fstat(self.fd)
+        self._mode: int | None = None
+        if self.status.st_mode & 0o500 != 0o500 and self.status.st_uid == os.geteuid() != 0:
+            self._mode = stat.S_IMODE(self.status.st_mode)
+            os.fchmod(self.fd, self._mode | 0o500)
+
+    def close(self) -> None:
+        """Close the folder."""
+        if self._mode is not None:
+            os.fchmod(self.fd, self._mode)
+        os.close(self.fd)
 
 
 def open_readable(name: str, flags: int, fd: int, shown: str) -> int:
@@ -324,29 +352,28 @@ def _changed(shown: str) -> UserError:
 def _unread(root: Node, path: str) -> Iterator[tuple[Node, bytes, int, bytes]]:
     """Yield (node, name, descriptor of its folder, path) of files that wait to be read, each hard link once."""
     _allow_many_files()
-    top = os.open(path, DIRECTORY & ~os.O_NOFOLLOW)
-    frames: list[tuple[int, bytes, list[tuple[bytes, Node]]]] = [(top, b"", _folders(root))]
+    frames: list[tuple[Folder, bytes, list[tuple[bytes, Node]]]] = [(Folder(path), b"", _folders(root))]
     try:
-        yield from _files(root, top, b"")
+        yield from _files(root, frames[0][0].fd, b"")
         while frames:
-            fd, prefix, folders = frames[-1]
+            folder, prefix, folders = frames[-1]
             if not folders:
-                os.close(fd)
                 frames.pop()
+                folder.close()
                 continue
             name, node = folders.pop()
             below = prefix + name
             try:
-                deeper = open_readable(os.fsdecode(name), DIRECTORY, fd, os.path.join(path, os.fsdecode(below)))
+                deeper = Folder(os.fsdecode(name), folder.fd, os.path.join(path, os.fsdecode(below)))
             except UserError:
                 if _wanted(node):
                     raise
                 continue  # a folder that was put into the tree and is not on disk
             frames.append((deeper, below + b"/", _folders(node)))
-            yield from _files(node, deeper, below + b"/")
+            yield from _files(node, deeper.fd, below + b"/")
     finally:
-        for fd, _, _ in frames:
-            os.close(fd)
+        for folder, _, _ in reversed(frames):
+            folder.close()
 
 
 def _folders(node: Node) -> list[tuple[bytes, Node]]:
