@@ -685,10 +685,28 @@ class SquashfsImage:
             index += 1
         return b"".join(parts)
 
+    def pieces(self, inode: Inode) -> Iterator[tuple[int, bytes | None]]:
+        """Yield (length, bytes) for a file's blocks in order, None for the bytes of a hole; nothing is cached."""
+        words, _ = self.blocks(inode)
+        position, left, unit = inode.start, inode.size, self.block_size
+        for word in words:
+            expected = min(left, unit)
+            if word:
+                data = self.inflate(position, word, expected)
+                if len(data) != expected:
+                    raise self.damaged("a block holds fewer bytes than the file")
+                position += word & layout.BLOCK_SIZE_MASK
+                yield expected, data
+            else:
+                yield expected, None
+            left -= expected
+        if left:
+            yield left, self.read_block(inode, len(words))
+
     def stream(self, inode: Inode) -> Iterator[bytes]:
         """Yield a file's blocks in order, holes as zeros."""
-        for index in range(-(-inode.size // self.block_size)):
-            yield self.read_block(inode, index)
+        for length, data in self.pieces(inode):
+            yield bytes(length) if data is None else data
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 
