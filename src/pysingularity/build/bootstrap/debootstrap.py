@@ -40,7 +40,7 @@ UBUNTU = frozenset(
     "oracular plucky questing devel".split()
 )
 _SUITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_/-]*")
-_PACKAGE = re.compile(r"([a-z0-9][a-z0-9+.-]+)(?::([a-z0-9-]+))?(?:=(\S+))?")
+_PACKAGE = re.compile(r"([a-z0-9][a-z0-9+.-]*)(?::([a-z0-9-]+))?(?:=(\S+))?")
 #: Pairs of links below /dev that programs expect even where nobody mounts one.
 _DEVICES = (
     (b"fd", b"/proc/self/fd"),

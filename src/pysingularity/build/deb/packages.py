@@ -19,7 +19,7 @@ _INTERESTING = re.compile(
     re.MULTILINE,
 )
 _PROVIDED = re.compile(rb"[a-zA-Z0-9][a-zA-Z0-9+.-]*(?=[^,()]*(?:\([^)]*\))?[^,()]*(?:,|$))")
-_NAME = re.compile(r"[a-z0-9A-Z][a-z0-9A-Z+.-]+")
+_NAME = re.compile(r"[a-z0-9A-Z][a-z0-9A-Z+.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: The largest .deb that we believe in (today's largest are 2 GB of game data).
 MAX_PACKAGE = 16 << 30
@@ -169,8 +169,9 @@ class PackageIndex:
                 continue
             at = match.start()
             here = data.rfind(b"\n\n", start, at)
-            if here >= 0:  # a field that stands before its Package line
-                start, name = here + 2, _name_of(data, here + 2)
+            if here >= 0 or not name:  # a field that stands before its Package line
+                start = here + 2 if here >= 0 else 0
+                name = _name_of(data, start)
             if match[3] is not None:
                 base.add(name)
             else:

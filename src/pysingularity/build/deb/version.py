@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 
 _PAIRS = re.compile(r"([^0-9]*)([0-9]*)")
-_VALID = re.compile(r"(?:([0-9]+):)?([0-9A-Za-z.+~:-]*[0-9A-Za-z.+~]|)", re.ASCII)
+_VALID = re.compile(r"(?:([0-9]+):(?=.))?((?(1)[0-9A-Za-z.+~:-]|[0-9A-Za-z.+~-])*(?<!-))")
 
 #: A part of the sort key: characters by their rank (0 closes a part) and numbers, in turns.
 Part = tuple[tuple[int, ...] | int, ...]
