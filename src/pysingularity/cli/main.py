@@ -144,7 +144,8 @@ def report(error: SingularityError) -> int:
         import traceback  # only when asked for
 
         traceback.print_exc()
-    messages.fatal(str(error)) if error.exit_code == 255 else messages.error(str(error))
+    say = {255: messages.fatal, 0: messages.info}.get(error.exit_code, messages.error)
+    say(str(error))
     return error.exit_code
 
 

@@ -169,23 +169,31 @@ class Session:
                 attach_layer(one.image, path)
         flags = MS_NODEV | (MS_NOSUID if spec.no_new_privs else 0)
         base = paths[0]
-        if spec.upper or len(paths) > 1:
+        if len(paths) > 1:
             base = self.folder("union")
-            self._overlay(base, list(reversed(paths)), flags)
+            mount("overlay", base, "overlay", flags | MS_RDONLY, f"lowerdir={':'.join(reversed(paths))}")
         root = posix.open(base, O_PATH | O_DIRECTORY | O_CLOEXEC)
-        if spec.upper or spec.writable:
+        missing = [] if spec.writable else _missing(root, wanted)
+        if not missing and not spec.upper:
             return root
-        missing = _missing(root, wanted)
-        if not missing:
-            return root
-        skeleton = self.folder("skeleton")
-        for one, place in missing:
-            _provide(skeleton, root, place, self.is_folder(one))
+        lower = list(reversed(paths))
+        if missing:
+            skeleton = self.folder("skeleton")
+            for one, place in missing:
+                _provide(skeleton, root, place, self.is_folder(one))
+            lower.insert(0, skeleton)
         posix.close(root)
         path = self.folder("root")
         try:
-            mount("overlay", path, "overlay", flags | MS_RDONLY, f"lowerdir={skeleton}:{base}")
+            self._overlay(path, lower, flags)
         except OSError as error:
+            if spec.upper:
+                hint = "the folder must lie on a local file system that stores user attributes (not NFS or Lustre)"
+                raise HostError(
+                    "no-overlay",
+                    f"changes cannot go to {spec.upper}: the kernel refused the overlay: {error.strerror}",
+                    hint="" if spec.upper == "tmpfs" else hint,
+                ) from None
             messages.verbose(f"no overlay here ({error.strerror}): {len(missing)} mount points are missing")
             path = base
         return posix.open(path, O_PATH | O_DIRECTORY | O_CLOEXEC)
@@ -195,8 +203,7 @@ class Session:
         if self.spec.upper:
             if self.upper is None:
                 top, work = self.folder("upper"), self.folder("work")
-                status = posix.stat(lower[-1])
-                posix.chmod(top, status.st_mode & 0o7777)
+                posix.chmod(top, posix.stat(lower[-1]).st_mode & 0o7777)
             else:
                 top, work = (f"/proc/self/fd/{one}" for one in self.upper)
             data += f",upperdir={top},workdir={work}"
@@ -205,14 +212,7 @@ class Session:
                 data += ",userxattr"
         else:
             flags |= MS_RDONLY
-        try:
-            mount("overlay", target, "overlay", flags, data)
-        except OSError as error:
-            what = f"--overlay {self.spec.upper}" if self.upper else "overlay"
-            hint = "the folder must lie on a local file system that stores user attributes (not NFS or Lustre)"
-            raise HostError(
-                "no-overlay", f"{what}: the kernel refused: {error.strerror}", hint=hint if self.upper else ""
-            ) from None
+        mount("overlay", target, "overlay", flags, data)
 
     def is_folder(self, one: Mount) -> bool:
         """Return whether a mount needs a folder (or a file) to be mounted on."""

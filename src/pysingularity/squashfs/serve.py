@@ -16,6 +16,7 @@ import posix
 
 from pysingularity.errors import SingularityError
 from pysingularity.linux import fuse
+from pysingularity.linux.process import die_with_parent
 
 from . import layout
 
@@ -130,10 +131,18 @@ class Server:
 
     def _multiply(self) -> None:
         """Let further processes answer as well; each goes on in `run` with caches of its own."""
+        import _signal
+
         count, self.workers = self.workers, 1
+        parent = posix.getpid()
+        # One that is killed in the middle of a request would leave the asker waiting for ever, because the others keep
+        # the connection open. So all end together, and the kernel answers ENOTCONN.
+        _signal.signal(_signal.SIGCHLD, lambda *_: posix._exit(1))
         for _ in range(count - 1):
             try:
                 if posix.fork() == 0:
+                    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+                    die_with_parent(parent=parent)
                     break
             except OSError:  # no more processes for this user: one server is enough
                 break
