@@ -17,8 +17,8 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from pysingularity import messages
-from pysingularity.hub.builds.queue import claim, give_back
-from pysingularity.hub.builds.run import Run, sweep
+from pysingularity.hub.builds.queue import claim, give_back, hand_back
+from pysingularity.hub.builds.run import Run, Stopping, sweep
 from pysingularity.hub.builds.states import ACTIVE, LostLease
 from pysingularity.hub.context import Hub
 from pysingularity.hub.engines.base import Engine
@@ -79,11 +79,11 @@ class Robots:
         self.threads.append(thread)
 
     def stop(self) -> None:
-        """End all threads; running builds go back to the queue when their leases end, or are found again."""
+        """End all threads; running builds go back to the queue, or are found again when their engine goes on."""
         self.ended.set()
-        self.engine.close()
         for thread in self.threads:
             thread.join(10)
+        self.engine.close()
 
     def _build(self, worker: str) -> bool:
         builds = self.hub.settings.builds
@@ -97,7 +97,10 @@ class Robots:
         if number is None:
             return False
         try:
-            Run(self.hub, self.engine, number, worker).run()
+            Run(self.hub, self.engine, number, worker, self.ended).run()
+        except Stopping:
+            with self.hub.write() as session:
+                hand_back(session, number, worker=worker)
         except LostLease as error:
             messages.warning(str(error))
         return True

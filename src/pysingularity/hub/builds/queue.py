@@ -111,6 +111,16 @@ def give_back(session: Session, *, attempts: int) -> tuple[list[int], list[int]]
     return list(returned), [*cancelled, *failed]
 
 
+def hand_back(session: Session, build_id: int, *, worker: str) -> None:
+    """Return a build to the queue because its worker ends in good order; that is no failed attempt."""
+    session.execute(
+        sa.update(Build)
+        .where(Build.id == build_id, Build.worker == worker, Build.state.in_(ACTIVE))
+        .values(state=QUEUED, worker="", leased_until=None, attempt=Build.attempt - 1)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def cancel(session: Session, build_id: int, *, by: str) -> str:
     """Cancel a build: at once when it waits, else its worker is asked. Returns the state it is in now.
 

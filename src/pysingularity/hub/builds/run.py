@@ -15,6 +15,7 @@ import posixpath
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from pysingularity.hub.builds.log import LogWriter, log_path
 from pysingularity.hub.builds.planning import mirror_of
 from pysingularity.hub.builds.provenance import embed, statement
 from pysingularity.hub.builds.publish import add_image
-from pysingularity.hub.builds.states import LostLease, beat, move
+from pysingularity.hub.builds.states import beat, move
 from pysingularity.hub.context import Hub
 from pysingularity.hub.engines.base import Engine, specification
 from pysingularity.hub.errors import HubError
@@ -44,15 +45,20 @@ class Failed(Exception):
     """The build ends here: (state, error id, sentence)."""
 
 
+class Stopping(Exception):
+    """The robot is told to end; the build goes back to the queue."""
+
+
 class Run:
     """One attempt at one build.
 
     Arguments:
         worker: the name under which the build is claimed.
+        ended: set when the robot has to end.
     """
 
-    def __init__(self, hub: Hub, engine: Engine, build_id: int, worker: str) -> None:
-        self.hub, self.engine, self.id, self.worker = hub, engine, build_id, worker
+    def __init__(self, hub: Hub, engine: Engine, build_id: int, worker: str, ended: threading.Event) -> None:
+        self.hub, self.engine, self.id, self.worker, self.ended = hub, engine, build_id, worker, ended
         self.folder = hub.settings.folder("work") / str(build_id)
         self.lease = hub.settings.builds.lease
         self.beaten = 0.0
@@ -97,7 +103,12 @@ class Run:
     # --- the work ---
 
     def run(self) -> None:
-        """Do all of it. Raises nothing but LostLease: every other end is written into the row."""
+        """Do all of it; the end is written into the row.
+
+        Raises:
+            LostLease: the build is somebody else's now.
+            Stopping: the robot ends.
+        """
         build = self.load()
         try:
             found = build.job and self.engine.survives
@@ -111,8 +122,6 @@ class Run:
             self._end("failed", error.id, error.message)
         except SingularityError as error:
             self._end("failed", error.id, str(error).replace("\n", " "))
-        except LostLease:
-            raise
         except OSError as error:
             self._end("failed", "hub-error", f"the hub's machine: {error.strerror or error}")
         finally:
@@ -174,9 +183,13 @@ class Run:
             result = read_json(self.folder / "result.json")
             if result is not None:
                 break
+            if self.ended.is_set():
+                raise Stopping
             if not self.engine.running(job):
                 time.sleep(POLL)  # the result may have been written a moment ago
                 result = read_json(self.folder / "result.json")
+                if result is None and self.ended.is_set():
+                    raise Stopping
                 if result is None:
                     raise Failed("failed", "job-lost", self._last_words(job))
                 break
@@ -268,6 +281,8 @@ class Run:
             move(session, self.id, "done", worker=self.worker, image_id=image.id, reason="", error_id="", log_size=size)
 
     def _clean(self) -> None:
+        if self.ended.is_set() and self.engine.survives:
+            return  # its job goes on and will be found again
         if not self.hub.settings.builds.keep_work:
             sweep(self.folder)
 
@@ -342,14 +357,17 @@ def _plain_links(source: Path, links: list[tuple[str, str]]) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove a working folder, also when parts of it belong to the sandbox's own ids."""
-    if not folder.exists():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        subprocess.run(
-            [sys.executable, "-I", "-m", "pysingularity.hub.engines.sweep", str(folder)],
-            check=False,
-            capture_output=True,
-        )
+    """Remove a working folder, also when parts of it belong to the sandbox's own ids.
+
+    The sandbox of a worker that was killed takes a moment to die and may still write; so it is tried for two seconds.
+    """
+    for attempt in range(20):
+        if not folder.exists():
+            return
+        if attempt:
+            time.sleep(0.1)
         shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists() and os.geteuid() != 0:
+            argv = [sys.executable, "-I", "-m", "pysingularity.hub.engines.sweep", str(folder)]
+            subprocess.run(argv, check=False, capture_output=True)
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of the hub bring along: real git repositories, and a hub that runs as people run it, with a client."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+COMMAND = [sys.executable, "-m", "pysingularity.hub.command"]
+BUILDER = Path(__file__).parent / "builder.py"
+GIT = {
+    "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    **{f"GIT_{who}_NAME": "A" for who in ("AUTHOR", "COMMITTER")},
+    **{f"GIT_{who}_EMAIL": "a@b" for who in ("AUTHOR", "COMMITTER")},
+}
+RECIPE = "Bootstrap: scratch\n\n%post\n    echo hello from post\n\n%labels\n    KIND test\n"
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = "it") -> Any:
+    """Return the first true value of a condition."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not happen within {seconds} s")
+
+
+class Repository:
+    """A git repository with a working tree."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True)
+        self.git("init", "--quiet", "--initial-branch=main")
+        self.clock = 1_700_000_000
+
+    def git(self, *words: str) -> str:
+        """Run git and return what it says."""
+        result = subprocess.run(["git", *words], cwd=self.path, env=GIT, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
+
+    def write(self, files: dict[str, str | bytes]) -> None:
+        """Write files without committing them."""
+        for name, content in files.items():
+            path = self.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def commit(self, files: dict[str, str | bytes] | None = None, message: str = "change") -> str:
+        """Write files, commit everything, and return the commit."""
+        self.write(files or {})
+        self.git("add", "--all")
+        self.clock += 60
+        stamp = f"{self.clock} +0000"
+        subprocess.run(
+            ["git", "commit", "--quiet", "--allow-empty", "-m", message],
+            cwd=self.path,
+            env={**GIT, "GIT_AUTHOR_DATE": stamp, "GIT_COMMITTER_DATE": stamp},
+            check=True,
+        )
+        return self.git("rev-parse", "HEAD")
+
+
+class Answer:
+    """What the server said."""
+
+    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+class Server:
+    """`singularity-hub serve` as a process, and a client for it."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.token = ""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[str] | None = None
+
+    def command(self, *words: str, text: str = "") -> str:
+        """Run singularity-hub and return what it prints."""
+        result = subprocess.run(
+            [*COMMAND, *words, "--data", str(self.data)],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.process = subprocess.Popen(
+            [
+                *COMMAND,
+                "serve",
+                "--data",
+                str(self.data),
+                "--port",
+                str(self.port),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert "http://" in self.process.stdout.readline()
+        wait_for(lambda: self._up(), what="an answer")
+
+    def _up(self) -> bool:
+        try:
+            return self.get("/healthz").status == 200
+        except OSError:
+            return False
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it."""
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(30)
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+            self.process = None
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        headers: dict[str, str] | None = None,
+        token: str | None = None,
+    ) -> Answer:
+        """Send a request; a body that is no bytes goes as JSON."""
+        given = dict(headers or {})
+        secret = self.token if token is None else token
+        if secret:
+            given.setdefault("Authorization", f"Bearer {secret}")
+        data = body
+        if body is not None and not isinstance(body, bytes):
+            data = json.dumps(body).encode()
+            given.setdefault("Content-Type", "application/json")
+        request = urllib.request.Request(self.url + path, data=data, headers=given, method=method)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=30) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, error.read())
+
+    def get(self, path: str, **options: Any) -> Answer:
+        """GET."""
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> Answer:
+        """POST."""
+        return self.request("POST", path, body, **options)
+
+    def ended(self, build: int, seconds: float = 30.0) -> dict[str, Any]:
+        """Wait for the end of a build and return it."""
+        from pysingularity.hub.builds.states import FINAL
+
+        def look() -> Any:
+            value = self.get(f"/api/v1/builds/{build}").json
+            return value if value["state"] in FINAL else None
+
+        return wait_for(look, seconds, f"the end of build {build}")
