@@ -269,7 +269,7 @@ class _Preparation:
             messages.info("/dev/fuse cannot be opened: the image is unpacked into the cache (once)")
         from pysingularity.image.unpacked import unpacked  # brings in the whole unpacker
 
-        return Layer(SANDBOX, unpacked(layer.path, layer.offset, layer.size, self.environ, self.user.home))
+        return Layer(SANDBOX, unpacked(layer.path, layer.offset, layer.size, self.environ))
 
     def _overlays(self) -> tuple[str, list[Layer]]:
         """Return the folder that takes changes ("" for none) and the read-only layers of --overlay, lowest first."""
@@ -640,7 +640,7 @@ class _Preparation:
         if way.needs_emulation:
             from pysingularity.runtime import emulate
 
-            spec.emulate_root = emulate.installer(way)
+            spec.emulate_root = emulate.prepare(way, throwaway=False)
 
 
 def prepare_joining(
