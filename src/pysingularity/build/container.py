@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pysingularity.build import trust
@@ -22,7 +22,7 @@ from pysingularity.linux.mounts import open_in_root
 from pysingularity.runtime import spec as launch
 
 if TYPE_CHECKING:
-    from pysingularity.build.bootstrap import Way
+    from pysingularity.runtime.rootless import Way
 
 #: Where the private folder appears inside the container.
 PRIVATE = "/.singularity.d/build"
@@ -89,7 +89,8 @@ class BuildContainer:
             stdin: descriptor to read from; None for nothing to read.
             output: descriptor to print to instead of the step's.
         """
-        from pysingularity.runtime.enter import run  # brings in the whole runtime
+        from pysingularity.runtime import emulate  # brings in the whole runtime
+        from pysingularity.runtime.enter import run
 
         put_into_folder(self.root, [Entry.folder(PRIVATE[1:])])
         words = list(argv)
@@ -99,7 +100,13 @@ class BuildContainer:
         target = self._output if output is None else output
         try:
             spec = self._spec(words, dict(env or {}), binds, cwd, writable)
-            status = run(spec, stdin=nothing if stdin is None else stdin, stdout=target, stderr=target)
+            emulation = emulate.prepare(self._way)
+            spec.emulate_root = emulation
+            try:
+                status = run(spec, stdin=nothing if stdin is None else stdin, stdout=target, stderr=target)
+            finally:
+                if emulation is not None:
+                    emulation.finish()
         finally:
             if nothing >= 0:
                 os.close(nothing)
@@ -167,16 +174,14 @@ class BuildContainer:
             # Package scripts use su and sudo; in a user namespace that gives no rights outside of it.
             no_new_privs=False,
             squash_owners=False,
-            emulate_root=self._emulation(),
             keep_descriptors=(),
             name=os.path.basename(self.root),
         )
 
-    def _emulation(self) -> Callable[[], None] | None:
-        return None
-
     def _settings(self) -> dict[str, str]:
         """Write certificates and apt's settings into the private folder; return the variables that name them."""
+        from pysingularity.runtime import emulate
+
         own = any(self._has(path) for path in trust.BUNDLES)
         bundle = trust.find(self._ca_bundle, self._environ, own)
         found: dict[str, str] = {}
@@ -190,9 +195,7 @@ class BuildContainer:
             with open(self.outside("wgetrc"), "w", encoding="utf-8") as stream:
                 stream.write(trust.wget_settings(inside))
             found["WGETRC"] = f"{PRIVATE}/wgetrc"
-        if self._way.needs_emulation:
-            # apt drops to another user and checks that it did; with one id there is nobody to drop to.
-            apt += 'APT::Sandbox::User "root";\n'
+        apt += emulate.apt_workaround(self._way)
         if apt:
             with open(self.outside("apt.conf"), "w", encoding="utf-8") as stream:
                 stream.write(apt)

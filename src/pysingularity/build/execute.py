@@ -15,7 +15,7 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pysingularity import events
@@ -34,8 +34,9 @@ from pysingularity.recipe.model import Recipe, Stage
 from pysingularity.recipe.sections import file_pairs, shell_of
 
 if TYPE_CHECKING:
-    from pysingularity.build.bootstrap import BootstrapResult, Owners, Way
+    from pysingularity.build.bootstrap import BootstrapResult, Owners
     from pysingularity.image.assemble import Written
+    from pysingularity.runtime.rootless import Way
 
 #: Room that a build needs at least, besides what its base takes.
 LEAST_ROOM = 64 << 20
@@ -279,7 +280,11 @@ class _Builder:
         inside = self._container(step)
 
         def run(
-            argv: list[str], *, env: dict[str, str] | None = None, binds: tuple[str, ...] = (), cwd: str = "/"
+            argv: Sequence[str],
+            *,
+            env: Mapping[str, str] | None = None,
+            binds: Sequence[str] = (),
+            cwd: str = "/",
         ) -> int:
             return inside.run(argv, env=env, binds=binds, cwd=cwd, with_environment=False)
 
@@ -517,7 +522,9 @@ class _Builder:
     def _fetch(self, text: str) -> str:
         from pysingularity.build.bootstrap.remote import fetch_text
 
-        return fetch_text(text, self.request.options, self.request.environ, self._progress())
+        # Without a cache the image is made in the temporary folder, and goes with it.
+        environ = {**self.request.environ, "SINGULARITY_TMPDIR": self.place}
+        return fetch_text(text, self.request.options, environ, self._progress())
 
     # -- builds without a recipe
 

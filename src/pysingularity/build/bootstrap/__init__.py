@@ -14,32 +14,11 @@ from pysingularity.errors import UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping, Sequence
     from typing import Protocol
 
-    class Owners(Protocol):
-        """How owners and device nodes are kept (linux.ownership)."""
-
-        def set(self, path: str, uid: int, gid: int, *, dir_fd: int | None = None) -> None: ...  # noqa: D102
-
-        def mknod(self, path: str, mode: int, rdev: int, *, dir_fd: int | None = None) -> None: ...  # noqa: D102
-
-        def get(  # noqa: D102
-            self, path: str, status: os.stat_result, *, dir_fd: int | None = None
-        ) -> tuple[int, int, int, int]: ...
-
-    class Way(Protocol):
-        """How this process is root (runtime.rootless)."""
-
-        @property
-        def name(self) -> str: ...  # noqa: D102
-
-        @property
-        def needs_emulation(self) -> bool: ...  # noqa: D102
-
-        @property
-        def owners(self) -> Owners: ...  # noqa: D102
+    from pysingularity.linux.ownership import RealOwners, RecordedOwners
+    from pysingularity.runtime.rootless import Way
 
     class Run(Protocol):
         """Run a command inside the root; see `BootstrapRequest.run`."""
@@ -53,6 +32,7 @@ if TYPE_CHECKING:
             cwd: str = "/",
         ) -> int: ...
 
+    Owners = RealOwners | RecordedOwners
 
 #: Word behind `Bootstrap:` → module of this package. Several words may share an agent.
 AGENTS: dict[str, str] = {

@@ -34,7 +34,9 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
     """
     request.need("From", example="debian:12")
     text = reference_text(request.header)
-    result = unpack(request, fetch_text(text, request.options, request.environ, request.progress))
+    # Without a cache the image is made in the temporary folder, and goes with it.
+    environ = {**request.environ, "SINGULARITY_TMPDIR": request.tmp}
+    result = unpack(request, fetch_text(text, request.options, environ, request.progress))
     result.source = text
     return result
 
@@ -46,5 +48,4 @@ def fetch_text(
     from pysingularity.reference import parse_reference
     from pysingularity.registry.fetch import fetch  # the network's modules: only when something is fetched
 
-    found: str = fetch(parse_reference(text), settings={**options, "environ": environ}, progress=progress)
-    return found
+    return fetch(parse_reference(text), settings={**options, "environ": environ}, progress=progress)
