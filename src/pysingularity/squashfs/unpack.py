@@ -13,6 +13,7 @@ the other without following links, and every file is made anew. So links in a ho
 from __future__ import annotations
 
 import errno
+import fcntl
 import marshal
 import os
 import select
@@ -230,7 +231,7 @@ class _Unpacking:
         """
         if not self.portions:
             return
-        # Processes share the position in an open file, so each read takes the next number for itself.
+        # Processes share the position in an open file, so each read takes the next number; see `_next`.
         numbers = os.memfd_create("squashfs-portions")
         os.write(numbers, b"".join(pack("<I", number) for number in range(len(self.portions))))
         os.lseek(numbers, 0, os.SEEK_SET)
@@ -366,7 +367,7 @@ class _Unpacking:
         folders = _Folders(self.top)
         result = self.result
         self.report = report
-        while number := os.read(numbers, 4):
+        while number := _next(numbers):
             for parent, entries in self.portions[unpack_from("<I", number)[0]]:
                 fd = folders.open(parent)
                 for name, inode in entries:
@@ -486,6 +487,19 @@ def _write(fd: int, data: bytes, place: int) -> None:
     done = os.pwrite(fd, data, place)
     while done < len(data):
         done += os.pwrite(fd, data[done:], place + done)
+
+
+def _next(numbers: int) -> bytes:
+    """Take the next number from the shared list, b"" at its end.
+
+    The kernel guards a shared position against two readers only in files that were opened by a path; memfd_create(2)
+    makes one that is not (no FMODE_ATOMIC_POS, seen on Linux 6.18: two workers took one number).
+    """
+    fcntl.lockf(numbers, fcntl.LOCK_EX)
+    try:
+        return os.read(numbers, 4)
+    finally:
+        fcntl.lockf(numbers, fcntl.LOCK_UN)
 
 
 def _send(report: int, *words: Any) -> None:
