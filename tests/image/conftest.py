@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,13 @@ def box(tmp_path) -> Path:
     return root
 
 
-def snapshot(root: str | os.PathLike[str], *, owners: bool = True, times: bool = True) -> dict[str, tuple]:
+@pytest.fixture
+def snapshot() -> Callable[[str | os.PathLike[str]], dict[str, tuple]]:
+    """Return a function that tells what a tree is, comparable."""
+    return _snapshot
+
+
+def _snapshot(root: str | os.PathLike[str]) -> dict[str, tuple]:
     """Return what a tree is, comparable: kind, mode, owner, time, content, links, device of every path."""
     found, groups = {}, {}
     top = os.fsdecode(os.fspath(root))
@@ -70,8 +77,8 @@ def snapshot(root: str | os.PathLike[str], *, owners: bool = True, times: bool =
             found[os.path.relpath(path, top)] = (
                 kind,
                 None if stat.S_ISLNK(kind) else stat.S_IMODE(status.st_mode),
-                (status.st_uid, status.st_gid) if owners else None,
-                int(status.st_mtime) if times else None,
+                (status.st_uid, status.st_gid),
+                int(status.st_mtime),
                 content,
                 group is not None,
             )

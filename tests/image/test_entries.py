@@ -20,8 +20,11 @@ def store(data: bytes) -> FileData:
 
 
 def test_base_entries_make_the_usual_skeleton(tmp_path):
-    os.umask(0o077)
-    put_into_folder(str(tmp_path), base_entries())
+    before = os.umask(0o077)
+    try:
+        put_into_folder(str(tmp_path), base_entries())
+    finally:
+        os.umask(before)
     modes = {
         name: stat.S_IMODE((tmp_path / name).stat().st_mode)
         for name in ("tmp", "var/tmp", "root", "etc", ".singularity.d")

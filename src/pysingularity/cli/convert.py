@@ -94,8 +94,13 @@ def _sandbox(source: str, target: str, force: bool, workers: int | None) -> dict
     from pysingularity.image.open import open_image
 
     with open_image(source) as image:
-        to_sandbox(image, target, workers=workers, force=force)
-    return {}
+        made = to_sandbox(image, target, workers=workers, force=force)
+    if made.devices:
+        messages.info(f"{len(made.devices)} device nodes were left out: only root may make them")
+    if made.xattrs:
+        names = ", ".join(sorted(os.fsdecode(name) for name in made.xattrs))
+        messages.info(f"extended attributes that this file system or user cannot set were left out: {names}")
+    return {"entries": made.entries, "size": made.size}
 
 
 def _digest(path: str) -> str:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pysingularity.image.tree import Owners
     from pysingularity.squashfs.node import FileData
     from pysingularity.squashfs.reader import Inode
+    from pysingularity.squashfs.unpack import Owners as UnpackOwners
+    from pysingularity.squashfs.unpack import Unpacked
 
 MOST_LINKS = 40
 
@@ -316,53 +318,58 @@ def to_sandbox(
     image: Image,
     folder: str,
     *,
-    owner: Callable[..., object] | None = None,
+    owner: UnpackOwners | None = None,
     workers: int | None = None,
     force: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> None:
+) -> Unpacked:
     """Unpack an image into a folder that appears when it is complete.
 
     Arguments:
         image: an open image of any kind but a sandbox.
         folder: path of the sandbox; checked before any work.
-        owner: how owners are kept, see `squashfs.unpack`. None: as root the image's owners, otherwise everything
-            belongs to the user.
+        owner: keeps owners and devices (`linux.ownership`). None: root keeps the image's, for anybody else everything
+            belongs to the user and devices are left out.
         workers: processes that unpack; by default as many as there are processors.
         force: replace a folder that stands there.
         progress: called with numbers of bytes written.
+
+    Returns:
+        what was made, and what could not be kept.
     """
     with OutputFolder(folder, force=force) as output:
-        unpack_into(image, output.partial, owner=owner, workers=workers, progress=progress)
+        result = unpack_into(image, output.partial, owner=owner, workers=workers, progress=progress)
         output.publish()
+    return result
 
 
 def unpack_into(
     image: Image,
     folder: str,
     *,
-    owner: Callable[..., object] | None = None,
+    owner: UnpackOwners | None = None,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
-) -> None:
-    """Unpack an image into an existing empty folder; arguments as for `to_sandbox`."""
+) -> Unpacked:
+    """Unpack an image into an existing empty folder; arguments and result as for `to_sandbox`."""
     if image.kind == "sandbox":
         raise UserError("already-sandbox", f"{image.path}: is a sandbox already", hint="copy it with: cp -a")
     if image.filesystem == "ext3":
-        _unpack_ext3(image, folder, owner, workers, progress)
+        result = _unpack_ext3(image, folder, owner, workers, progress)
     else:
-        unpack(squashfs_of(image), folder, owner=owner, workers=workers, progress=progress)
-    mode = stat.S_IMODE(os.stat(folder).st_mode)
-    os.chmod(folder, mode | 0o700)
+        result = unpack(squashfs_of(image), folder, owner=owner, workers=workers, progress=progress)
+    # A root folder that its owner may not enter could not even be moved into its place.
+    os.chmod(folder, stat.S_IMODE(os.stat(folder).st_mode) | 0o700)
+    return result
 
 
 def _unpack_ext3(
     image: Image,
     folder: str,
-    owner: Callable[..., object] | None,
+    owner: UnpackOwners | None,
     workers: int | None,
     progress: Callable[[int], None] | None,
-) -> None:
+) -> Unpacked:
     """Unpack an ext3 image by way of a squashfs beside the folder, so that owners and devices follow the same rules."""
     from pysingularity.image.ext3 import store_ext3  # only old images need the tool's wrapper
 
@@ -370,7 +377,7 @@ def _unpack_ext3(
         with SquashfsWriter(middle.fileno(), compression="gzip", level=1) as writer:
             root = store_ext3(image, writer)
             size = writer.finish(root)
-        unpack(SquashfsImage(middle.fileno(), 0, size), folder, owner=owner, workers=workers, progress=progress)
+        return unpack(SquashfsImage(middle.fileno(), 0, size), folder, owner=owner, workers=workers, progress=progress)
 
 
 def to_file(

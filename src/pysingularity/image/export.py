@@ -366,9 +366,10 @@ def base_config(image: Image) -> dict[str, Any]:
     labels = metadata.attributes_of(image).get("labels") or {}
     if labels:
         inner = {**inner, "Labels": {**(inner.get("Labels") or {}), **labels}}
-    kept = {key: config[key] for key in ("architecture", "variant", "os", "author") if key in config}
     base: dict[str, Any] = {"architecture": image.arch or host_arch(), "os": "linux"}
-    base.update(kept)
+    for key in ("architecture", "variant", "os", "author"):
+        if key in config:
+            base[key] = config[key]
     base["config"] = inner
     return base
 
