@@ -11,9 +11,10 @@
         lock/KEY                  one lock a key
 
 Everything appears by rename, whole or not at all. A file is used when size, inode and time are those of its record;
-otherwise it is hashed again, and dropped when it is not what it claims to be. The time of last use is the file's atime,
-set by us. Locks are POSIX locks, which NFS passes on; where a file system has none, a hard link with a heartbeat serves.
-Start ring: the way to an image that is known needs only light modules; hashing and cleaning load more when they run.
+otherwise it is hashed again, and dropped when it is not what it claims to be. The time of last use is the file's
+atime, set by us. Locks are POSIX locks, which NFS passes on; where a file system has none, a hard link with a
+heartbeat serves. Start ring: the way to an image that is known needs only light modules; hashing and cleaning load
+more when they run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import errno
 import fcntl
 import os
 import stat
-import sys
 import time
 
 from pysingularity import messages
@@ -380,9 +380,9 @@ class Cache:
         """Remove what crashed processes left, and empty lock files nobody holds; return the bytes freed."""
         freed = 0
         for path in _files(self.folder):
-            if path.endswith(".new") or f"{self.folder}/partial/" in path:
-                if time.time() - _changed(path) > ABANDONED:
-                    freed += _remove(path)
+            unfinished = path.endswith(".new") or f"{self.folder}/partial/" in path
+            if unfinished and time.time() - _changed(path) > ABANDONED:
+                freed += _remove(path)
         return freed
 
 
@@ -705,7 +705,7 @@ def copy_bytes(source: int, target: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
             raise
-    while os.sendfile(target, source, None, 1 << 30):  # type: ignore[arg-type]  # None: from the current position
+    while os.sendfile(target, source, None, 1 << 30):  # None: from the current position
         pass
 
 
@@ -713,7 +713,3 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-if sys.platform != "linux":  # the locks and copies above are Linux's
-    raise ImportError("pysingularity runs on Linux")

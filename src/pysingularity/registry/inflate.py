@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams of layers: gzip of one or many members, zstd of one or many frames, bzip2, xz, or plain bytes.
 
-The first bytes decide, never a media type: registries are full of wrong ones. The result is read in exact portions, as a
-reader of tar headers wants it, and memory stays below a few MiB whatever a layer claims or contains.
+The first bytes decide, never a media type: registries are full of wrong ones. The result is read in exact portions,
+as a reader of tar headers wants it, and memory stays below a few MiB whatever a layer claims or contains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pysingularity.errors import HostError, ImageError
@@ -39,8 +40,8 @@ def _gzip_engine() -> tuple[Callable[[], Any], type[Exception]]:
     except ImportError:
         import zlib
 
-        return (lambda: zlib.decompressobj(31)), zlib.error
-    return (lambda: isal_zlib.decompressobj(31)), isal_zlib.error
+        return partial(zlib.decompressobj, 31), zlib.error  # type: ignore[return-value,unused-ignore]
+    return partial(isal_zlib.decompressobj, 31), isal_zlib.error  # type: ignore[return-value,unused-ignore]
 
 
 def _zstd_engine() -> tuple[Callable[[], Any], type[Exception]]:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """OCI layers to one tree of nodes, without unpacking anything: the rules of whiteouts, links and replaced folders.
 
-Two passes. `Merge.scan` reads the layers top first and gives every file's content to the writer at once, unless an upper
-layer surely hides it: so nothing that cannot be seen is ever compressed, and squashfs does not care in which order data
-lies. `Merge.apply` then makes the exact tree bottom up in memory, as an extractor would on a disk, with symbolic links in
-parent paths followed inside the root only. A wrong guess of the first pass costs space or a second look, never truth.
+Two passes. `Merge.scan` reads the layers top first and gives every file's content to the writer at once, unless an
+upper layer surely hides it: so nothing that cannot be seen is ever compressed, and squashfs does not care in which
+order data lies. `Merge.apply` then makes the exact tree bottom up in memory, as an extractor would on a disk, with
+symbolic links in parent paths followed inside the root only. A wrong guess of the first pass costs space or a second
+look, never truth.
 
-Source: OCI image specification, "Image Layer Filesystem Changeset". Owners, modes, devices and attributes are the layer's.
-Memory: about half a KiB an entry; contents are streamed.
+Source: OCI image specification, "Image Layer Filesystem Changeset". Owners, modes, devices and attributes are the
+layer's. Memory: about half a KiB an entry; contents are streamed.
 """
 
 from __future__ import annotations
@@ -86,13 +87,16 @@ class Merge:
         """
         entries: list[Entry] = []
         add = entries.append
-        white, opaque, plain, folders = set(), set(), set(), set()
+        white: set[bytes] = set()
+        opaque: set[bytes] = set()
+        plain: set[bytes] = set()
+        folders: set[bytes] = set()
         hidden = self._hider()
         store, small = self._store.store, self._store.store_bytes
         upper_plain, upper_folders, upper_white = self._plain, self._folders, self._white
         budget = self._most - self.entries
         index = -1
-        for index, member in enumerate(reader):  # noqa: B007 - the number of the last one is wanted
+        for index, member in enumerate(reader):
             if index >= budget:
                 raise ImageError(
                     "too-many-entries",

@@ -3,8 +3,8 @@
 
 Understands the old V7 form, ustar, GNU (long names, base-256 numbers, old sparse files) and PAX (names, owners, sizes,
 times, extended attributes of star and libarchive, sparse files 0.0, 0.1 and 1.0). Names are bytes and may be of any
-encoding. Three times faster than the standard library's reader, which matters for images with 50 000 files, and stricter:
-archives come from strangers. Sources: POSIX.1-2017 pax, "Basic Tar Format" of the GNU tar manual.
+encoding. Three times faster than the standard library's reader, which matters for images with 50 000 files, and
+stricter: archives come from strangers. Sources: POSIX.1-2017 pax, "Basic Tar Format" of the GNU tar manual.
 """
 
 from __future__ import annotations
@@ -228,10 +228,9 @@ class TarReader:
             extra.update(records)
             name, link = extra.get(b"path", name), extra.get(b"linkpath", link)
             self._apply_records(member, extra)
-            if any(key.startswith(b"GNU.sparse.") for key in extra):
-                if kind == "file":
-                    name = extra.get(b"GNU.sparse.name", name)
-                    self._pax_sparse(member, extra, records)
+            if kind == "file" and any(key.startswith(b"GNU.sparse.") for key in extra):
+                name = extra.get(b"GNU.sparse.name", name)
+                self._pax_sparse(member, extra, records)
         if not (0 <= member.uid <= MAX_ID and 0 <= member.gid <= MAX_ID):
             raise self.fail(f"{show(name)}: owner {member.uid}:{member.gid} is out of range")
         member.mtime = min(max(member.mtime, 0), MAX_ID)  # squashfs has 32 bits without a sign
