@@ -257,13 +257,16 @@ class Repository:
         assert now is not None
         return self.http.request(method, url, headers, body=body, tries=tries, secrets={"Authorization": now.header})
 
-    def _log_in(self, endpoint: config.Endpoint, challenges: list[Any], *, secure: bool) -> Pass | None:
+    def _log_in(
+        self, endpoint: config.Endpoint, challenges: list[Any], *, secure: bool, scopes: list[str] | None = None
+    ) -> Pass | None:
         who = None
         if not endpoint.mirror:
             who = self.settings.credentials or credentials.given(self.settings.environ)
         if who is None:
             who = credentials.find(endpoint.host, endpoint.repository, self.settings.environ, self.settings.authfile)
-        scopes = [f"repository:{endpoint.repository}:{self.actions}"]
+        if scopes is None:
+            scopes = [f"repository:{endpoint.repository}:{self.actions}"]
         flow = log_in(challenges, who, scopes, secure=secure)
         try:
             step: Ask = next(flow)
@@ -275,6 +278,27 @@ class Repository:
         except StopIteration as done:
             result: Pass | None = done.value
             return result
+
+    def lets_in(self) -> bool:
+        """Return whether the registry accepts our name and password, asked at its front door (/v2/)."""
+        endpoint = self.endpoints[-1]
+        url = self._bases(endpoint)[0]
+        answer = self.http.request("GET", url)
+        answer.close()
+        if answer.status != 401:
+            return answer.status == 200
+        challenges = parse_challenges(answer.headers.get("WWW-Authenticate", ""))
+        try:
+            found = self._log_in(endpoint, challenges, secure=url.startswith("https:"), scopes=[])
+        except RegistryError as error:
+            if error.id == "login-refused":
+                return False
+            raise
+        if found is None:
+            return False
+        answer = self.http.request("GET", url, secrets={"Authorization": found.header})
+        answer.close()
+        return answer.status == 200
 
     # -- reading -----------------------------------------------------------------------------------------------
 
