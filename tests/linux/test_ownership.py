@@ -181,3 +181,15 @@ def test_real_root_believes_no_records(root_only, tmp_path):
     os.setxattr(tmp_path / "a", ownership.OWNER_XATTR, b"5:5")
     os.setxattr(tmp_path / "a", ownership.NODE_XATTR, b"20666:259")
     assert look(RealOwners(), tmp_path / "a") == (0, 0, os.lstat(tmp_path / "a").st_mode, 0)
+
+
+def test_mapped_root_records_only_what_it_may_not_do(root_only, tmp_path):
+    owners = RealOwners(mapped=True)
+    path = str(tmp_path / "null")
+    owners.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    owners.set(path, 0, 6)
+    os.chmod(path, 0o660)
+    assert look(owners, path) == (0, 6, stat.S_IFCHR | 0o660, os.makedev(1, 3))
+    (tmp_path / "a").touch()
+    owners.set(str(tmp_path / "a"), 5, 6)
+    assert (os.lstat(tmp_path / "a").st_uid, look(owners, tmp_path / "a")[:2]) == (5, (5, 6))

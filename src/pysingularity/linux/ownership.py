@@ -101,6 +101,16 @@ class SideTable:
                 raise
             self._fd = os.open(self.path or "", os.O_RDONLY | flags)
 
+    @property
+    def descriptor(self) -> int:
+        """Return the table's descriptor; a table on disk is made if it was not there yet.
+
+        Whoever changes the root directory, or closes what it does not know, has to ask for it before.
+        """
+        if self._fd < 0:
+            self._open(create=True)
+        return self._fd
+
     def __bool__(self) -> bool:
         """Say whether there may be a record at all: cheap enough to ask before every look-up."""
         self._refresh()
@@ -150,10 +160,8 @@ class SideTable:
         Raises:
             OSError: the table cannot be written.
         """
-        if self._fd < 0:
-            self._open(create=True)
         line = b"%d %d %d %d %o %d\n" % (number, born, record.uid, record.gid, record.mode, record.rdev)
-        os.write(self._fd, line)
+        os.write(self.descriptor, line)
 
 
 def read_owner(name: str | bytes, follow: bool = False) -> Record | None:
@@ -236,7 +244,7 @@ class RealOwners:
                 raise
             _write(_name(path, dir_fd), OWNER_XATTR, b"%d:%d" % (uid, gid))
             return
-        if self.mapped:
+        if self.mapped and not _is_node(_name(path, dir_fd)):
             _erase(_name(path, dir_fd), OWNER_XATTR)
 
     def mknod(self, path: str | bytes, mode: int, rdev: int, *, dir_fd: int | None = None) -> None:
@@ -404,6 +412,16 @@ def _stand_in(path: str | bytes, mode: int, dir_fd: int | None) -> None:
 
 def _write(name: str, attribute: bytes, value: bytes) -> None:
     _with_permission(name, None, lambda: os.setxattr(name, attribute, value, follow_symlinks=False))
+
+
+def _is_node(name: str) -> bool:
+    try:
+        os.getxattr(name, NODE_XATTR, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (*_NO_RECORD, _EACCES):
+            raise
+        return False
+    return True
 
 
 def _erase(name: str, attribute: bytes) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from pysingularity.runtime.supervisor import Handler, Question, Supervisor
 
-_EPERM, _EACCES, _EEXIST, _EINVAL, _ELOOP, _ENODATA, _EOPNOTSUPP = 1, 13, 17, 22, 40, 61, 95
+_EPERM, _EACCES, _EEXIST, _EINVAL, _EOPNOTSUPP = 1, 13, 17, 22, 95
 _O_TMPFILE = 0o20000000
 _OWN = {0}
 
@@ -93,14 +93,7 @@ def _record(supervisor: Supervisor, question: Question, name: str, status: os.st
 def _chown(
     supervisor: Supervisor, question: Question, folder: int, path: bytes, follow: bool, uid: int, gid: int
 ) -> int | None:
-    try:
-        descriptor = supervisor.open(question, folder, path, follow=follow)
-    except OSError as error:
-        if error.errno != _ELOOP:
-            raise
-        # Through a link to somebody's open file, such as a log that is a link to /dev/stdout: there is nothing to keep.
-        os.stat(supervisor.name(question, folder, path))
-        return 0
+    descriptor = supervisor.open(question, folder, path, follow=follow)
     try:
         return _chown_opened(supervisor, question, descriptor, uid, gid)
     finally:

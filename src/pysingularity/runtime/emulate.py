@@ -22,6 +22,7 @@ import os
 from pysingularity import messages
 from pysingularity.errors import InternalError
 from pysingularity.linux import seccomp
+from pysingularity.linux.ownership import RecordedOwners
 from pysingularity.linux.process import close_others, set_name
 from pysingularity.linux.seccomp import ERRNO, NOTIFY, Rule, assemble
 from pysingularity.runtime import answers_files, answers_ids
@@ -88,10 +89,11 @@ class Emulation:
         # A terminal's ^C is for the program; the supervisor ends when nobody is left to ask.
         os.setsid()
         set_name("singularity-su")
-        close_others((2, channel.fileno()))
-        for number in (0, 1):
-            os.open(os.devnull, os.O_RDWR)
-            assert number >= 0
+        owners = self._way.owners
+        tables = (owners.table.descriptor,) if isinstance(owners, RecordedOwners) else ()
+        close_others((2, channel.fileno(), *tables))
+        for _ in (0, 1):
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
         room = _socket.CMSG_SPACE(8)
         _, messages_, _, _ = channel.recvmsg(16, room)
         if not messages_:

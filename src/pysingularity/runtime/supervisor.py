@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 #: Timer slack of a process with the first entry of the table; the kernel's default is 50,000.
 _SLACK, _DEFAULT_SLACK = 70_001, 50_000
 _MOST_CREDENTIALS = 100_000
-_EIO, _EFAULT, _ESRCH = 5, 14, 3
+_ENOENT, _ESRCH, _EIO, _EBADF, _EFAULT, _ELOOP = 2, 3, 5, 9, 14, 40
+_MOST_LINKS = 8
 _STANDARD = (b"/dev/stdin", b"/dev/stdout", b"/dev/stderr")
 
 #: A handler's result when the answer has been given already.
@@ -212,26 +213,53 @@ class Supervisor:
         """Return an O_PATH descriptor of what a path means to the caller, who is known to wait still.
 
         Raises:
-            OSError: as open(2); ELOOP for a way through another process's descriptors.
+            OSError: as open(2); ELOOP for a way through the descriptors of a process other than the caller.
         """
-        flags = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-        name = self.name(question, folder, path)
-        if not path:
-            found = os.open(name, os.O_PATH | os.O_CLOEXEC)
-        elif name[:1] == b"/":
-            found = remote.open_without_magic(AT_FDCWD, name, flags)
-        elif path[:1] == b"/":  # /proc/self/…: the caller's own, and meant so
-            found = os.open(name, flags)
-        else:
-            start = os.open(self.name(question, folder, b""), os.O_PATH | os.O_CLOEXEC)
-            try:
-                found = remote.open_without_magic(start, path, flags)
-            finally:
-                os.close(start)
+        try:
+            found = self._open(question, folder, path, follow)
+        except OSError as error:
+            own = self._own_file_behind(question, folder, path) if follow and error.errno in (_ENOENT, _ELOOP) else b""
+            if not own:
+                raise
+            found = os.open(own, os.O_PATH | os.O_CLOEXEC)
         if not self.listener.valid(question.notification):
             os.close(found)
             raise OSError(_ESRCH, "the caller is gone")
         return found
+
+    def _open(self, question: Question, folder: int, path: bytes, follow: bool) -> int:
+        flags = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+        name = self.name(question, folder, path)
+        if not path:
+            try:
+                return os.open(name, os.O_PATH | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise OSError(_EBADF, "no such descriptor") from None
+        if name[:1] == b"/":
+            return remote.open_without_magic(AT_FDCWD, name, flags)
+        if path[:1] == b"/":  # /proc/self/…: the caller's own, and meant so
+            return os.open(name, flags)
+        start = os.open(self.name(question, folder, b""), os.O_PATH | os.O_CLOEXEC)
+        try:
+            return remote.open_without_magic(start, path, flags)
+        finally:
+            os.close(start)
+
+    def _own_file_behind(self, question: Question, folder: int, path: bytes) -> bytes:
+        """Return our name for an open file of the caller that links lead to, such as a log that is /dev/stdout; or b"".
+
+        For us the same links would end at our own files, or nowhere.
+        """
+        for _ in range(_MOST_LINKS):
+            name = self.name(question, folder, path)
+            if path[:1] == b"/" and name[:1] != b"/":
+                return name
+            try:
+                target = os.readlink(name)
+            except OSError:  # no link: nothing leads on
+                return b""
+            path = target if target[:1] == b"/" else path.rpartition(b"/")[0] + b"/" + target
+        return b""
 
     def in_image(self, question: Question, name: str, device: int) -> bool:
         """Say whether a file lies in the image, and not on something that was mounted over it."""
