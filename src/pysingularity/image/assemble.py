@@ -10,10 +10,9 @@ file of the tree. Converting whole images is `image.convert`.
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 
-from pysingularity.errors import UserError
+from pysingularity.errors import ImageError, UserError
 from pysingularity.image import metadata
 from pysingularity.image.entries import Entry, put_into_tree
 from pysingularity.image.output import OutputFile, epoch
@@ -175,15 +174,21 @@ def newest(root: Node) -> int:
 
 
 def digest_of(fd: int, offset: int, size: int) -> bytes:
-    """Return the SHA-256 of a stretch of a file."""
-    page = offset - offset % mmap.ALLOCATIONGRANULARITY
-    if not size:
-        return hashlib.sha256().digest()
-    with mmap.mmap(fd, size + offset - page, prot=mmap.PROT_READ, offset=page) as view:
-        found = hashlib.sha256()
-        with memoryview(view) as data:
-            found.update(data[offset - page :])
-        return found.digest()
+    """Return the SHA-256 of a stretch of a file.
+
+    Raises:
+        ImageError: the file ends before.
+    """
+    found = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    end = offset + size
+    while offset < end:
+        count = os.preadv(fd, [buffer[: end - offset]], offset)
+        if not count:
+            raise ImageError("short-file", f"a file ended {end - offset} bytes too early while it was hashed")
+        found.update(buffer[:count])
+        offset += count
+    return found.digest()
 
 
 def host_arch() -> str:

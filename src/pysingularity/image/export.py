@@ -357,7 +357,7 @@ def base_config(image: Image) -> dict[str, Any]:
     if stored is not None:
         try:
             found = json.loads(stored)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         config = found if isinstance(found, dict) else {}
     inner = config.get("config")

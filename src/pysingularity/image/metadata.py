@@ -70,6 +70,8 @@ MONTHS = (
     *("November", "December"),
 )
 SCHEMA = "org.label-schema."
+#: JSON objects of a SIF file with more bytes than this are refused.
+LIMIT = 16 << 20
 
 
 def base_entries() -> list[Entry]:
@@ -189,7 +191,7 @@ def parse_labels(data: bytes | None) -> dict[str, str]:
     """Return the labels of a `labels.json`; nothing for a file that is missing or is no JSON object of texts."""
     try:
         found = json.loads((data or b"{}").decode("utf-8", "surrogateescape"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}
@@ -302,9 +304,9 @@ def stored_attributes(image: Image) -> dict[str, Any] | None:
     if one is None:
         return None
     try:
-        found = json.loads(image.sif.read(one).decode("utf-8", "surrogateescape"))
+        found = json.loads(image.sif.read(one, LIMIT).decode("utf-8", "surrogateescape"))
         attributes = found["data"]["attributes"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return clean(attributes) if isinstance(attributes, dict) else None
 
