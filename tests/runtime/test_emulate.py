@@ -60,8 +60,8 @@ def tree(tmp_path_factory):
         if path is None:
             continue
         found = os.path.realpath(path)
-        target = {sys.executable: "/bin/python3", _ctypes.__file__: found}.get(name, f"/bin/{name}")
-        needed.add((found, target))
+        if name != _ctypes.__file__:
+            needed.add((found, "/bin/python3" if name == sys.executable else f"/bin/{name}"))
         for line in subprocess.run(["ldd", found], capture_output=True, text=True, check=False).stdout.splitlines():
             for word in line.split():
                 if word.startswith("/"):
