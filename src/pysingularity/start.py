@@ -5,7 +5,13 @@ Without `site` and isolated there is no path to this package, and giving one wou
 site-packages. So the package is made known by hand, with its own folder as the only place to look.
 """
 
+import _signal
 import sys
+
+# Starting a container leaves nothing to clean up, so Ctrl-C simply ends this process, without a traceback. Commands that
+# have something to tidy take the interpreter's way back (cli.main). A caller that ignores the signal goes on doing so.
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 folder = __file__.rpartition("/")[0] or "."
 package = type(sys)("pysingularity")

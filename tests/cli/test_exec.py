@@ -375,9 +375,10 @@ def test_own_processes_are_reaped_and_end_together(sing, as_user, box):
 @pytest.mark.parametrize("options", [["--pid"], []])
 def test_nothing_survives_kill_9(as_user, image, options):
     words = ["singularity", "exec", *options, image, "sh", "-c", "echo ready; exec sleep 1000"]
+    before = _servers()
     child = as_user.popen(words, stdout=subprocess.PIPE)
     assert child.stdout.readline() == b"ready\n"
-    servers = _servers()
+    servers = _servers() - before
     assert servers
     child.kill()
     child.wait()

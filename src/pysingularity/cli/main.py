@@ -132,10 +132,19 @@ def _free(option: Option, taken: tuple[Option, ...]) -> bool:
 def load(name: str) -> ModuleType:
     """Import the module of one command."""
     if name not in START_RING:
+        interruptible()
         thirdparty.enable()
     full = "pysingularity.cli." + name
     __import__(full)
     return sys.modules[full]
+
+
+def interruptible() -> None:
+    """Turn Ctrl-C into KeyboardInterrupt again, for work that has to be tidied up (see `start`)."""
+    import _signal
+
+    if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
 
 def report(error: SingularityError) -> int:

@@ -281,8 +281,10 @@ def local_image(text: str, arguments: Arguments, environ: dict[str, str]) -> str
 
         if has_scheme(text):
             from pysingularity import thirdparty
+            from pysingularity.cli import main
 
             thirdparty.enable()
+            main.interruptible()
             from pysingularity.registry.fetch import fetch_for_run
 
             return str(fetch_for_run(text, arguments, environ))

@@ -74,7 +74,7 @@ def serve(path: str, offset: int, size: int, inside: tuple[int, int], *, squash:
     """
     file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
-        image = SquashfsImage(file, offset, size or None)
+        image = SquashfsImage(file, offset, size or None, name=path)
         device = fuse.open_device()
     except BaseException:
         posix.close(file)

@@ -9,8 +9,7 @@ it is changed. Start ring (the reading part): imports only os, fcntl, time and o
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
+import posix as os  # the whole `os` costs a millisecond of every start
 import time
 
 from pysingularity.errors import ImageError
@@ -430,6 +429,8 @@ def lock(fd: int, path: str) -> None:
     Raises:
         ImageError: somebody else changes it just now.
     """
+    import fcntl  # only for changes
+
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

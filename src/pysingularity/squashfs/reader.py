@@ -11,7 +11,6 @@ Names and targets are bytes throughout. Start ring.
 
 from __future__ import annotations
 
-import os
 import posix
 import sys
 from struct import error as struct_error
@@ -33,6 +32,7 @@ _MAX_TARGET = 65535
 _MAX_XATTRS = 4096  # on one inode; the kernel lists at most 64 KiB of names
 _MAX_XATTR_BYTES = 16 << 20
 _MAX_PATH = 65535
+_SEEK_END = 2
 _DOTS = (b".", b"..")
 _MAX_LINKS = 40  # symlinks followed in one look-up, as in the kernel
 
@@ -135,7 +135,7 @@ class SquashfsImage:
     ) -> None:
         self.fd, self.offset, self.name = fd, offset, name
         # The end by seeking, not by stat: the image may be a block device.
-        available = max(posix.lseek(fd, 0, os.SEEK_END) - offset, 0)
+        available = max(posix.lseek(fd, 0, _SEEK_END) - offset, 0)
         if limit is not None:
             available = min(available, limit)
         try:

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `singularity exec` imports before it becomes the program: the list is short, and grows only on purpose.
+
+`modules.txt` names the modules that may be loaded; every one costs each start of a job array.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.rootless
+
+ALLOWED = set((Path(__file__).parent / "modules.txt").read_text().split())
+#: What the interpreter loads by itself.
+OWN = set(
+    subprocess.run(
+        [sys.executable, "-I", "-S", "-c", "import sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+)
+#: Each of these costs more than everything we do.
+HEAVY = {
+    "re",
+    "json",
+    "typing",
+    "pathlib",
+    "subprocess",
+    "logging",
+    "argparse",
+    "enum",
+    "collections",
+    "functools",
+    "contextlib",
+    "tempfile",
+    "shutil",
+    "socket",
+    "dataclasses",
+    "ctypes",
+    "signal",
+}
+
+
+def loaded(result):
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("modules: ")]
+    return set(lines[-1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["exec", "BOX", "true"],
+        ["run", "BOX"],
+        ["shell", "BOX"],
+        ["exec", "IMAGE", "true"],
+        ["exec", "--pid", "-B", "/etc:/x", "--contain", "--env", "A=1", "BOX", "true"],
+    ],
+)
+def test_only_light_modules_before_the_program(sing, box, request, words):
+    paths = {"BOX": lambda: str(box), "IMAGE": lambda: str(request.getfixturevalue("image"))}
+    words = [paths[word]() if word in paths else word for word in words]
+    found = loaded(sing(words[0], "--dry-run", *words[1:]))
+    assert found & HEAVY == set()
+    assert sorted(found - ALLOWED - OWN) == []
+
+
+def test_the_list_names_nothing_heavy():
+    assert set() == ALLOWED & HEAVY
+    assert "pysingularity.runtime.enter" in ALLOWED
