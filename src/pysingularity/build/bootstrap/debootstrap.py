@@ -79,7 +79,7 @@ class _Bootstrap:
         if word not in ("yes", "no", "no-date"):
             raise UserError("bad-keyword", f"Verify: {word}: it is yes, no or no-date")
         self.verify = word != "no" and not request.options.get("no-verify")
-        self.check_date = word == "yes"
+        self.check_date = word != "no-date"
         self.suite, self.sources, self.from_host = self._sources()
         self.trust: dict[Source, Trust] = {}
         self.hash = hashlib.sha256()
@@ -172,7 +172,7 @@ class _Bootstrap:
         release = self._release(source, base)
         release.check_suite(source.suite)
         release.check_architecture(self.request.arch)
-        if source.check_date:
+        if source.check_date and self.verify:
             release.check_date(datetime.now(UTC))
         for component in source.components:
             data = self._index(release, base, component)

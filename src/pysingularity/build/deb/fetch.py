@@ -238,9 +238,11 @@ class Fetcher:
             word = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             headers |= urllib3.make_headers(basic_auth=word)
             url = url.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1)
+        # A total of 0 would forbid redirections too; trying again is our own affair.
+        retries = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5)
         try:
             response = self._pool(parts.scheme, parts.hostname or "").request(
-                "GET", url, headers=headers, preload_content=False, retries=urllib3.Retry(0, redirect=5)
+                "GET", url, headers=headers, preload_content=False, retries=retries
             )
         except urllib3.exceptions.MaxRetryError as error:
             raise _Broken(_reason(error)) from None
@@ -248,9 +250,9 @@ class Fetcher:
             raise UserError("bad-address", f"{url}: {error}") from None
         except urllib3.exceptions.HTTPError as error:
             raise _Broken(_reason(error)) from None
+        whole = False
         try:
             if response.status in (404, 410):
-                response.drain_conn()
                 raise NotFound("not-on-mirror", f"{url}: the mirror has no such file (status {response.status})")
             if response.status >= 500 or response.status == 429:
                 raise _Broken(f"the mirror answers with status {response.status}")
@@ -260,10 +262,12 @@ class Fetcher:
                 if self._stop.is_set():
                     raise _Broken("stopped")
                 yield chunk
+            whole = True
         except urllib3.exceptions.HTTPError as error:
             raise _Broken(_reason(error)) from None
         finally:
-            response.release_conn()
+            # A connection with an unread rest must not serve the next request.
+            (response.release_conn if whole else response.close)()
 
     def _pool(self, scheme: str, host: str) -> Any:
         """Return the connections to a host: direct, or through the proxy that the environment names."""

@@ -334,7 +334,7 @@ class _Deb:
         for name, (data, mode) in self.control.items():
             if name != "control":
                 self.tree.write(base + name.encode(), data, mode & 0o777)
-        if "md5sums" not in self.control and self.sums:
+        if "md5sums" not in self.control:  # dpkg makes them up, too, and misses the file otherwise
             self.tree.write(base + b"md5sums", b"".join(self.sums))
         self.tree.write(base + b"list", b"\n".join(self.paths) + b"\n")
 
