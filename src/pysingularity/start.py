@@ -8,8 +8,8 @@ site-packages. So the package is made known by hand, with its own folder as the 
 import _signal
 import sys
 
-# Starting a container leaves nothing to clean up, so Ctrl-C simply ends this process, without a traceback. Commands that
-# have something to tidy take the interpreter's way back (cli.main). A caller that ignores the signal goes on doing so.
+# Starting a container leaves nothing to clean up, so Ctrl-C simply ends this process, without a traceback. Commands
+# that have something to tidy take the interpreter's way back (cli.main). A caller that ignores the signal still does.
 if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 

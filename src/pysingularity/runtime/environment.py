@@ -283,7 +283,7 @@ def evaluate(text: str, env: dict[str, str], assigned: set[str], *, export_all: 
                     local.pop(name, None)
                 else:
                     local[name] = value
-            elif export and (at == len(line) or line[at] in " \t"):
+            elif export and (at == len(line) or line[at] in " \t\r;"):
                 if name in local:
                     env[name] = local.pop(name)
                     assigned.add(name)
@@ -292,8 +292,9 @@ def evaluate(text: str, env: dict[str, str], assigned: set[str], *, export_all: 
             at = _skip(line, at)
             if line[at : at + 1] == ";" and line[at : at + 2] != ";;":
                 at = _skip(line, at + 1)
-                if line.startswith("export ", at):
-                    export, at = True, _skip(line, at + 7)
+                export = line.startswith("export ", at)
+                if export:
+                    at = _skip(line, at + 7)
 
 
 def _skip(line: str, at: int) -> int:
