@@ -9,7 +9,6 @@ build when both were.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import stat
@@ -24,6 +23,8 @@ from pysingularity.build.files import Copier
 from pysingularity.build.plan import Plan, Step
 from pysingularity.build.request import IMAGE, RECIPE, SANDBOX, BuildRequest
 from pysingularity.build.sections import app_entries, metadata_entries
+from pysingularity.build.steps import StepStore, salt
+from pysingularity.cache import Cache, cache_folder
 from pysingularity.errors import InternalError, RecipeError, UserError
 from pysingularity.image import metadata, output
 from pysingularity.image.entries import Entry, put_into_folder
@@ -36,6 +37,7 @@ from pysingularity.recipe.sections import file_pairs, shell_of
 if TYPE_CHECKING:
     from pysingularity.build.bootstrap import BootstrapResult, Owners
     from pysingularity.image.assemble import Written
+    from pysingularity.image.inside import Source
     from pysingularity.runtime.rootless import Way
 
 #: Room that a build needs at least, besides what its base takes.
@@ -99,6 +101,13 @@ class _Builder:
         self.results: dict[int, BootstrapResult] = {}
         self.names: dict[str, str] = {}
         self.post_labels = ""
+        self.stores: dict[int, StepStore | None] = {}
+        self.snapshots: dict[int, str] = {}
+        #: stage → last step that the cache spares us.
+        self.spared: dict[int, int] = {}
+        #: The last stage came from the cache and nothing has needed it on disk yet.
+        self.folded = False
+        self.told: set[str] = set()
         self.written: Written | None = None
         self.step = steps.steps[0]
         self._way: Way | None = None
@@ -117,6 +126,8 @@ class _Builder:
             with contextlib.ExitStack() as stack:
                 self._prepare(stack)
                 for step in self.steps.steps:
+                    if step.stage not in self.spared:
+                        self._look_up(step.stage)
                     self._do(step)
                 self._publish()
             failed = False
@@ -187,7 +198,12 @@ class _Builder:
             self.tell(events.Event("end", {"step": step.number, "status": status, "seconds": took}))
 
         try:
-            status = ACTIONS[step.kind](self, step) or "done"
+            if step.number <= self.spared[step.stage]:
+                status = "cached"
+                if step.number == self.spared[step.stage]:
+                    self._restore(step)
+            else:
+                status = ACTIONS[step.kind](self, step) or "done"
         except BaseException:
             end("failed")
             raise
@@ -238,6 +254,54 @@ class _Builder:
             output=self.tell.output,
             nv=request.nv,
         )
+
+    # -- steps from the cache
+
+    def _look_up(self, stage: int) -> None:
+        """Find the last step of a stage whose result the cache has."""
+        self.spared[stage] = 0
+        kept = [step for step in self.steps.of_stage(stage) if step.keep]
+        cache = Cache.open(self.request.environ, disabled="disable-cache" in self.request.options) if kept else None
+        if cache is None:
+            self.stores[stage] = None
+            return
+        one = self.recipe.stages[stage]
+        base = self._base_path(one) if bootstrap.AGENTS.get(one.agent) == "remote" else ""
+        mark = salt(base, self.way.emulation)
+        store = StepStore(cache, mark, self.request.writer, self.way.owners, self._advance("keeping this step"))
+        self.stores[stage] = store
+        for step in reversed(kept):
+            path = store.find(step)
+            if path is not None:
+                self.spared[stage] = step.number
+                self.snapshots[stage] = path
+                break
+
+    def _restore(self, step: Step) -> None:
+        """Bring the root behind a cached step to disk, unless nothing but the image's blocks will be needed of it."""
+        store = self.stores[step.stage]
+        if store is None:
+            return
+        stage = self._stage(step)
+        self.post_labels = store.labels(step)
+        if stage.name:
+            self.names[stage.name] = self.roots[step.stage]
+        rest = [one.kind for one in self.steps.of_stage(step.stage) if one.number > step.number]
+        if not self.request.sandbox and rest and set(rest) <= {plan.METADATA, plan.TEST, plan.ASSEMBLE}:
+            self.folded = True
+            return
+        store.restore(self.snapshots[step.stage], self.roots[step.stage])
+
+    def _unfold(self, step: Step) -> None:
+        """Bring the last stage to disk after all."""
+        store = self.stores.get(step.stage)
+        if not self.folded or store is None:
+            return
+        self.folded = False
+        store.restore(self.snapshots[step.stage], self.roots[step.stage])
+        with FolderSource(self.roots[step.stage]) as source:
+            entries = self._entries(step, source)
+        put_into_folder(self.roots[step.stage], entries)
 
     # -- steps of a stage
 
@@ -385,6 +449,12 @@ class _Builder:
             text = source.read(metadata.POST_ENVIRONMENT)
         if text is not None:
             put_into_folder(root, [Entry.file(metadata.POST_ENVIRONMENT, text, 0o755)])
+        store = self.stores.get(step.stage)
+        if step.keep and store is not None:
+            kept = store.keep(step, root, self.post_labels)
+            self.snapshots.pop(step.stage, None)
+            if kept is not None:
+                self.snapshots[step.stage] = kept
 
     def _debug_shell(self, inside: container.BuildContainer, env: dict[str, str], status: int) -> None:
         """Let the person look at a failed %post, where a terminal is there."""
@@ -414,7 +484,7 @@ class _Builder:
 
     # -- the end of the last stage
 
-    def _entries(self, step: Step, source: FolderSource | OverlaidSource) -> list[Entry]:
+    def _entries(self, step: Step, source: Source) -> list[Entry]:
         request, stage = self.request, self._stage(step)
         when = output.epoch(request.environ)
         result = self.results.get(step.stage)
@@ -430,11 +500,13 @@ class _Builder:
             post_labels=self.post_labels,
         )
         for remark in remarks:
-            self._message("warning", remark)
+            if remark not in self.told:
+                self._message("warning", remark)
+        self.told.update(remarks)
         return entries
 
     def _metadata(self, step: Step) -> None:
-        if self.steps.has(plan.REUSE):
+        if self.steps.has(plan.REUSE) or self.folded:
             return
         root = self.roots[step.stage]
         with FolderSource(root) as source:
@@ -443,24 +515,35 @@ class _Builder:
         if self.request.fix_perms:
             fix_permissions(root)
 
-    def _test(self, step: Step) -> None:
+    def _test(self, step: Step) -> str | None:
+        store = self.stores.get(step.stage)
+        if self.folded and store is not None and store.passed(step):
+            return "cached"
+        self._unfold(step)
         inside = self._container(step)
         status = inside.run([f"/{metadata.TEST}"], writable=self.request.writable_tmpfs)
         self._check(status, step, "test")
+        if store is not None:
+            store.remember_passed(step)
+        return None
 
     def _assemble(self, step: Step) -> None:
         if self.request.sandbox:
             return
+        snapshot = self.snapshots.get(step.stage)
+        if snapshot is not None and not self.request.fix_perms:
+            self._assemble_from(step, snapshot)
+            return
+        self._unfold(step)
         from pysingularity.image.convert import assemble_sif  # with the squashfs writer
 
         request, root = self.request, self.roots[step.stage]
-        result = self.results.get(step.stage)
         writer = request.writer
         self.written = assemble_sif(
             root,
             request.target,
             definition=self.recipe.text.encode("utf-8", "surrogateescape"),
-            oci_config=result.oci_config if result is not None else None,
+            oci_config=self._oci_config(step),
             arch=request.arch,
             owners=self.way.owners,
             compression=writer.compression or "gzip",
@@ -471,6 +554,38 @@ class _Builder:
             progress=self._advance("compressing"),
             say=lambda text: self._message("warning", text),
         )
+
+    def _oci_config(self, step: Step) -> bytes | None:
+        """Return the OCI configuration of the base image, also when its unpacking was spared."""
+        result, stage = self.results.get(step.stage), self._stage(step)
+        if result is not None:
+            return result.oci_config
+        if stage.agent != "localimage" and bootstrap.AGENTS.get(stage.agent) != "remote":
+            return None
+        with open_image(self._base_path(stage)) as image:
+            return metadata.oci_config_of(image)
+
+    def _assemble_from(self, step: Step, snapshot: str) -> None:
+        """Make the image of the snapshot behind the last step: its blocks are copied, only metadata is new."""
+        from pysingularity.image.convert import with_changes  # with the squashfs writer
+
+        request = self.request
+        with open_image(snapshot) as image:
+            with source_of(image) as source:
+                entries = self._entries(step, source)
+            image.arch = request.arch
+            self.written = with_changes(
+                image,
+                request.target,
+                entries=entries,
+                definition=self.recipe.text.encode("utf-8", "surrogateescape"),
+                oci_config=self._oci_config(step),
+                compression=request.writer.compression,
+                level=request.writer.level,
+                threads=request.writer.threads,
+                force=request.force,
+                progress=self._advance("copying"),
+            )
 
     def _reuse(self, step: Step) -> None:
         """Copy the base image's compressed blocks; only files and metadata are new."""
@@ -587,18 +702,3 @@ def fix_permissions(root: str) -> None:
             wanted = 0o700 if stat.S_ISDIR(mode) else 0o600 if stat.S_ISREG(mode) else 0
             if wanted & ~mode:
                 os.chmod(path, stat.S_IMODE(mode) | wanted)
-
-
-def cache_folder(environ: object) -> str:
-    """Return the folder of the cache: $SINGULARITY_CACHEDIR/cache, else ~/.singularity/cache."""
-    get = getattr(environ, "get")  # noqa: B009
-    base = get("SINGULARITY_CACHEDIR") or get("APPTAINER_CACHEDIR")
-    if base:
-        return os.path.join(str(base), "cache")
-    config = get("SINGULARITY_CONFIGDIR") or get("APPTAINER_CONFIGDIR")
-    return os.path.join(str(config or os.path.join(str(get("HOME") or "/"), ".singularity")), "cache")
-
-
-def json_plan(steps: Plan) -> str:
-    """Return a plan as JSON."""
-    return json.dumps({"steps": [step.value() for step in steps.steps]}, indent="\t")

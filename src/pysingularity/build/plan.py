@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ PRE, BOOTSTRAP, APPS, STAGE_FILES, SETUP, FILES, POST = (
 )
 #: Kinds of step at the end of the last stage, and of builds without a recipe.
 METADATA, TEST, ASSEMBLE, REUSE, CONVERT = "metadata", "test", "assemble", "reuse", "convert"
+_STEP = re.compile(r"\s*#\s*step\b[ \t:]*(.*)", re.IGNORECASE)
 #: Sections that need a root file system on disk: without any of them an image's blocks are copied as they are.
 NEED_ROOT = ("pre", "setup", "post", "appinstall")
 
@@ -45,6 +47,7 @@ class Step:
         stage: index of the stage in the recipe, -1 for builds without one.
         id: hash of everything the step depends on, in hexadecimal.
         text: for POST, the script of this part; otherwise "".
+        keep: the root behind this step goes into the cache (`steps`).
     """
 
     number: int
@@ -53,10 +56,11 @@ class Step:
     stage: int = -1
     id: str = ""
     text: str = ""
+    keep: bool = False
 
-    def describe(self) -> str:
+    def describe(self, *, cached: bool = False) -> str:
         """Return the step as a line of `build --plan`."""
-        return f"{self.number:>3}  {self.id[:12]}  {self.title}"
+        return f"{self.number:>3}  {self.id[:12]}  {'cached' if cached else '':6}  {self.title}".rstrip()
 
     def value(self) -> dict[str, object]:
         """Return the step as a value for JSON."""
@@ -89,14 +93,14 @@ class _Maker:
         """Start a chain of its own for a new stage."""
         self._before = ""
 
-    def add(self, kind: str, title: str, stage: int, *parts: str, text: str = "") -> Step:
+    def add(self, kind: str, title: str, stage: int, *parts: str, text: str = "", keep: bool = False) -> Step:
         """Add a step that depends on the one before it and on `parts`."""
         digest = hashlib.sha256()
         for part in (self._before, kind, *parts):
             data = part.encode("utf-8", "surrogateescape")
             digest.update(b"%d:" % len(data) + data)
         self._before = digest.hexdigest()
-        step = Step(len(self.steps) + 1, kind, title, stage, self._before, text)
+        step = Step(len(self.steps) + 1, kind, title, stage, self._before, text, keep)
         self.steps.append(step)
         return step
 
@@ -175,18 +179,69 @@ def _stage(maker: _Maker, request: BuildRequest, index: int, stage: Stage, ids: 
         count = f"{len(outer)} {'line' if len(outer) == 1 else 'lines'}"
         maker.add(FILES, f"%files{name}, {count}", index, content_hash(outer, request.directory))
     if "post" in wanted and (stage.has("post") or any(stage.has("appinstall", app) for app in stage.apps)):
-        maker.add(POST, f"%post{name}", index, post_script(stage), stage.arguments("post"), text=post_script(stage))
+        cuts = post_parts(post_script(stage))
+        environment = "\n".join([stage.arguments("post"), *request.binds, *request.mounts, request.ca_bundle])
+        for number, (what, text) in enumerate(cuts, 1):
+            cut = len(cuts) > 1 or what is not None
+            place = f", step {number}/{len(cuts)}" if cut else ""
+            title = f"%post{name}{place}{': ' + what if what else ''}"
+            maker.add(POST, title, index, text, environment, text=text, keep=cut and request.cache)
+
+
+def post_parts(text: str) -> list[tuple[str | None, str]]:
+    """Cut a script before every line `#step TITLE`; return (title, text) of each part.
+
+    What stands above the first such line is a part of its own when it does anything; its title is "", and None when
+    the script is not cut at all. Every part starts in / with a shell of its own: variables do not pass on.
+    """
+    parts: list[tuple[str | None, str]] = []
+    title: str | None = None
+    lines: list[str] = []
+    for line in text.splitlines(keepends=True):
+        match = _STEP.match(line)
+        if match is None:
+            lines.append(line)
+            continue
+        if title is not None or _does_something(lines):
+            parts.append((title or "", "".join(lines)))
+        title, lines = match[1].strip(), []
+    parts.append((title, "".join(lines)))
+    return parts
+
+
+def _does_something(lines: list[str]) -> bool:
+    return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
 
 
 def _base(stage: Stage, directory: str) -> str:
-    """Return what tells one local base from another: its size and time, without reading it."""
+    """Return what tells one base of this machine from another; images by size and time, without reading them."""
+    if stage.agent == "debootstrap" and not stage.header.get("mirrorurl"):
+        return _apt_sources()
     if stage.agent != "localimage":
         return ""
+    path = os.path.join(directory, stage.header.get("from", ""))
     try:
-        status = os.stat(os.path.join(directory, stage.header.get("from", "")))
+        status = os.stat(path)
     except OSError:
         return ""
+    if stat.S_ISDIR(status.st_mode):
+        digest = hashlib.sha256()
+        _add(digest, path, (), 0)
+        return digest.hexdigest()
     return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def _apt_sources() -> str:
+    """Return the host's apt sources and release, which a recipe without MirrorURL takes."""
+    texts = []
+    for pattern in ("/etc/os-release", "/etc/apt/sources.list", "/etc/apt/sources.list.d/*"):
+        for path in sorted(glob.glob(pattern)):
+            try:
+                with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+                    texts.append(stream.read(1 << 20))
+            except OSError:
+                continue
+    return "\n".join(texts)
 
 
 def content_hash(pairs: list[FilePair], directory: str) -> str:

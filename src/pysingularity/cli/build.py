@@ -11,6 +11,7 @@ from pysingularity.errors import ImageError, UsageError, UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pysingularity.build.plan import Plan
     from pysingularity.build.request import BuildRequest, Writer
     from pysingularity.recipe.model import Recipe
 
@@ -68,6 +69,7 @@ OPTIONS = (
     Option("arch", "Build for another architecture", kind=TEXT, metavar="NAME", env=("BUILD_ARCH",)),
     Option("no-verify", "Go on when a mirror's signature is missing or wrong", env=("NO_VERIFY",)),
     Option("disable-cache", "Fetch everything again and keep nothing", env=("DISABLE_CACHE",)),
+    Option("no-cache", "Use no cached steps and keep none", env=("NO_CACHE",)),
     Option("no-cleanup", "Keep temporary files when the build fails", env=("NO_CLEANUP",)),
     Option("no-https", "Use plain http for registries", env=("NO_HTTPS", "NOHTTPS"), aliases=("nohttps",)),
     Option(
@@ -111,13 +113,13 @@ def run(arguments: Arguments, environ: dict[str, str]) -> int:
             raise UserError("not-available", f"--{name}: {why}")
     asked = request(arguments, environ)
     from pysingularity.build import plan  # from here on everything is heavy anyway
-    from pysingularity.build.execute import build, json_plan
 
     steps = plan.make(asked)
     if arguments.plan:
-        print(json_plan(steps) if arguments.json else "\n".join(step.describe() for step in steps.steps))
+        _print_plan(asked, steps, as_json=bool(arguments.json))
         return 0
     from pysingularity import terminal
+    from pysingularity.build.execute import build
     from pysingularity.errors import SingularityError
     from pysingularity.events import Event
     from pysingularity.image.output import Terminated
@@ -135,6 +137,19 @@ def run(arguments: Arguments, environ: dict[str, str]) -> int:
 
         return die_by_signal(stopped.number)
     return 0
+
+
+def _print_plan(asked: BuildRequest, steps: Plan, *, as_json: bool) -> None:
+    from pysingularity.build.steps import cached
+
+    there = cached(asked, steps)
+    if as_json:
+        from pysingularity.cli.results import write_json
+
+        write_json({"steps": [{**step.value(), "cached": step.number in there} for step in steps.steps]})
+        return
+    for step in steps.steps:
+        print(step.describe(cached=step.number in there))
 
 
 def request(arguments: Arguments, environ: dict[str, str]) -> BuildRequest:
@@ -196,6 +211,7 @@ def request(arguments: Arguments, environ: dict[str, str]) -> BuildRequest:
         environ=environ,
         options=options,
         debug_shell=bool(arguments.debug_shell),
+        cache=not arguments.no_cache and not arguments.disable_cache,
     )
 
 

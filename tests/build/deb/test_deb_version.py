@@ -30,7 +30,7 @@ TEXT = st.from_regex(r"(?:[0-2]:)?[0-9][0-9a-bA.+~]{0,5}(?:-[0-9a-b.+~]{1,4})?",
 
 
 def test_versions_sort_as_policy_says() -> None:
-    assert sorted(ORDER[::-1], key=key) == ORDER
+    assert sorted(ORDER[5:] + ORDER[:5], key=key) == ORDER
 
 
 @pytest.mark.parametrize(
