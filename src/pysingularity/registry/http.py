@@ -177,6 +177,12 @@ class Http:
                 method, body = "GET", None
             url = new
 
+    def close(self) -> None:
+        """Close all connections."""
+        for pool in self._pools.values():
+            pool.clear()
+        self._pools.clear()
+
     def _base(self) -> dict[str, str]:
         return {"User-Agent": f"singularity/{FULL}", "Accept-Encoding": "identity"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pysingularity.build.deb import fetch
-from pysingularity.build.deb.fetch import Fetcher, Item, NotFound, address, proxy_for
+from pysingularity.build.deb.fetch import Fetcher, Item, NotFound, address
 from pysingularity.errors import HostError, UserError
 
 FILES = {f"/pool/{name}": name.encode() * 10_000 for name in ("a", "b", "c~1+b", "d%3a1")}
@@ -181,33 +181,9 @@ def test_the_proxy_is_asked(server: Server, tmp_path: Path) -> None:
     assert server.asked == ["http://mirror.example/pool/a"]
 
 
-@pytest.mark.parametrize(
-    ("environ", "host", "proxy"),
-    [
-        ({}, "m.org", ""),
-        ({"http_proxy": "p:3128"}, "m.org", "http://p:3128"),
-        ({"HTTP_PROXY": "http://p:1"}, "m.org", "http://p:1"),
-        ({"all_proxy": "http://p:1"}, "m.org", "http://p:1"),
-        ({"https_proxy": "http://p:1"}, "m.org", ""),
-        ({"http_proxy": "p", "no_proxy": "x, .m.org"}, "a.m.org", ""),
-        ({"http_proxy": "p", "NO_PROXY": "m.org"}, "m.org", ""),
-        ({"http_proxy": "p", "no_proxy": "m.org"}, "am.org", "http://p"),
-        ({"http_proxy": "p", "no_proxy": "*"}, "m.org", ""),
-    ],
-)
-def test_proxies_come_from_the_usual_variables(environ: dict[str, str], host: str, proxy: str) -> None:
-    assert proxy_for("http", host, environ) == proxy
-
-
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, server: Server) -> None:
     made = Fetcher(str(tmp_path / "cache"), {}, lambda *_: None)
     os.rmdir(tmp_path / "cache")
     with pytest.raises(HostError, match="cannot be written"):
         made.bring([item(server, "a")], "x")
     made.close()
-
-
-def test_certificates_that_cannot_be_read_are_told(tmp_path: Path) -> None:
-    made = Fetcher(str(tmp_path / "cache"), {"SSL_CERT_FILE": str(tmp_path / "none")}, lambda *_: None)
-    with pytest.raises(HostError, match="SSL_CERT_FILE"):
-        made.get("https://127.0.0.1:9/", 10)

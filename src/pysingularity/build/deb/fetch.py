@@ -7,28 +7,24 @@ checksum; a file appears there only whole and right. Small ones (Release files) 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from pysingularity.errors import HostError, SingularityError, UserError
+from pysingularity.errors import HostError, RegistryError, SingularityError, UserError
+
+if TYPE_CHECKING:
+    from pysingularity.registry.http import Http
 
 CHUNK = 1 << 17
 #: Connections at once; mirrors are patient, but not endlessly.
 PARALLEL = 8
 ATTEMPTS = 3
-CONNECT_TIMEOUT, READ_TIMEOUT = 20.0, 60.0
-#: Places of the certificates that a site trusts, for Pythons that look elsewhere.
-BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
 #: Parts of a path that may stand in an address as they are; "%" in a file's name has to be written as %25.
 _SAFE = "/~+:@=,!$&'()*;"
 
@@ -61,7 +57,7 @@ class Fetcher:
     def __init__(self, cache: str, environ: Mapping[str, str], progress: Callable[..., None]) -> None:
         self.cache, self.environ, self.progress = cache, environ, progress
         os.makedirs(cache, exist_ok=True)
-        self._pools: dict[str, Any] = {}
+        self._http: Http | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._done = 0
@@ -82,7 +78,7 @@ class Fetcher:
                     raise UserError("too-large", f"{url}: more than {limit} bytes")
             return data
 
-        return self._retry(once, url)
+        return self._retry(once)
 
     def cached(self, sha256: str) -> str | None:
         """Return the path of a file in the cache when it is there and still right."""
@@ -139,9 +135,8 @@ class Fetcher:
 
     def close(self) -> None:
         """Close all connections."""
-        for pool in self._pools.values():
-            pool.clear()
-        self._pools.clear()
+        if self._http is not None:
+            self._http.close()
 
     def _one(self, item: Item) -> str:
         path = self.cached(item.sha256)
@@ -149,7 +144,7 @@ class Fetcher:
             self._count(item.size)
             return path
         path = os.path.join(self.cache, item.sha256)
-        return self._retry(lambda: self._download(item, path), item.url)
+        return self._retry(lambda: self._download(item, path))
 
     def _download(self, item: Item, path: str) -> str:
         partial = self._partial(item.sha256)
@@ -164,7 +159,7 @@ class Fetcher:
                     file.write(chunk)
                     self._count(len(chunk))
             if size != item.size:
-                raise _Broken(f"{size} of {item.size} bytes came")
+                raise _Broken(f"{item.url}: {size} of {item.size} bytes came")
             if digest.hexdigest() != item.sha256:
                 raise _wrong(item, f"has the checksum {digest.hexdigest()}, not the {item.sha256} of its index")
             os.replace(partial, path)
@@ -190,7 +185,7 @@ class Fetcher:
             hint="give another place with SINGULARITY_CACHEDIR, or make room",
         )
 
-    def _retry(self, work: Callable[[], _T], url: str) -> _T:
+    def _retry(self, work: Callable[[], _T]) -> _T:
         """Do something with the network, again when it fails in a way that may pass."""
         attempt = 1
         while True:
@@ -200,7 +195,7 @@ class Fetcher:
                 if attempt >= ATTEMPTS or self._stop.is_set():
                     raise UserError(
                         "mirror-unreachable",
-                        f"{url}: {error}",
+                        str(error),
                         hint="is the network there, and does this site need http_proxy or https_proxy?",
                     ) from None
                 self._stop.wait(0.5 * attempt)
@@ -230,68 +225,45 @@ class Fetcher:
             raise UserError("mirror-unreachable", f"{url}: {error.strerror}") from None
 
     def _remote(self, url: str) -> Iterator[bytes]:
-        import urllib3  # 50 ms, and not needed for a mirror on a disk
-
+        http, errors_ = self._client()
         parts = urlsplit(url)
-        headers = {"User-Agent": "pysingularity", "Accept-Encoding": "identity"}
+        secrets = None
         if parts.username is not None:
             word = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            headers |= urllib3.make_headers(basic_auth=word)
-            url = url.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1)
-        # A total of 0 would forbid redirections too; trying again is our own affair.
-        retries = urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5)
+            secrets = {"Authorization": "Basic " + base64.b64encode(word.encode()).decode()}
+            url = url.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
         try:
-            response = self._pool(parts.scheme, parts.hostname or "").request(
-                "GET", url, headers=headers, preload_content=False, retries=retries
-            )
-        except urllib3.exceptions.MaxRetryError as error:
-            raise _Broken(_reason(error)) from None
-        except urllib3.exceptions.LocationValueError as error:
-            raise UserError("bad-address", f"{url}: {error}") from None
-        except urllib3.exceptions.HTTPError as error:
-            raise _Broken(_reason(error)) from None
-        whole = False
+            answer = http.request("GET", url, tries=1, secrets=secrets)
+        except RegistryError as error:
+            if error.id == "unreachable":
+                raise _Broken(error.message) from None
+            raise
         try:
-            if response.status in (404, 410):
-                raise NotFound("not-on-mirror", f"{url}: the mirror has no such file (status {response.status})")
-            if response.status >= 500 or response.status == 429:
-                raise _Broken(f"the mirror answers with status {response.status}")
-            if response.status != 200:
-                raise UserError("mirror-refuses", f"{url}: the mirror answers with status {response.status}")
-            for chunk in response.stream(CHUNK, decode_content=False):
+            if answer.status in (404, 410):
+                raise NotFound("not-on-mirror", f"{url}: the mirror has no such file (status {answer.status})")
+            if answer.status >= 500 or answer.status == 429:
+                raise _Broken(f"{url}: the mirror answers with status {answer.status}")
+            if answer.status != 200:
+                raise UserError("mirror-refuses", f"{url}: the mirror answers with status {answer.status}")
+            for chunk in answer.pieces(CHUNK):
                 if self._stop.is_set():
                     raise _Broken("stopped")
                 yield chunk
-            whole = True
-        except urllib3.exceptions.HTTPError as error:
-            raise _Broken(_reason(error)) from None
+        except errors_ as error:
+            raise _Broken(f"{url}: the connection was cut: {error}") from None
         finally:
-            # A connection with an unread rest must not serve the next request.
-            (response.release_conn if whole else response.close)()
+            answer.close()
 
-    def _pool(self, scheme: str, host: str) -> Any:
-        """Return the connections to a host: direct, or through the proxy that the environment names."""
-        import urllib3
+    def _client(self) -> tuple[Http, tuple[type[Exception], ...]]:
+        """Return the HTTP client, and what its streams raise."""
+        import urllib3  # 50 ms, and not needed for a mirror on a disk
 
-        proxy = proxy_for(scheme, host, self.environ)
+        from pysingularity.registry.http import Http
+
         with self._lock:
-            pool = self._pools.get(proxy)
-            if pool is None:
-                options: dict[str, Any] = {
-                    "maxsize": PARALLEL,
-                    "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
-                    "ssl_context": _trust(self.environ),
-                }
-                if proxy:
-                    word = urlsplit(proxy)
-                    if word.username is not None:
-                        secret = f"{unquote(word.username)}:{unquote(word.password or '')}"
-                        options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=secret)
-                    pool = urllib3.ProxyManager(proxy, **options)
-                else:
-                    pool = urllib3.PoolManager(**options)
-                self._pools[proxy] = pool
-        return pool
+            if self._http is None:
+                self._http = Http(self.environ)
+        return self._http, (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
 
 
 class _Broken(Exception):
@@ -301,49 +273,6 @@ class _Broken(Exception):
 def address(base: str, path: str) -> str:
     """Return the address of a file below a mirror, with its name quoted as an address wants it."""
     return f"{base.rstrip('/')}/{quote(path, safe=_SAFE)}"
-
-
-def proxy_for(scheme: str, host: str, environ: Mapping[str, str]) -> str:
-    """Return the proxy for an address by the usual variables, "" for none."""
-
-    def value(name: str) -> str:
-        return environ.get(name) or environ.get(name.upper()) or ""
-
-    proxy = value(f"{scheme}_proxy") or value("all_proxy")
-    for word in value("no_proxy").replace(",", " ").split() if proxy else ():
-        ending = word.lstrip("*").lstrip(".").partition(":")[0].lower()
-        if word == "*" or (ending and (host.lower() == ending or host.lower().endswith(f".{ending}"))):
-            return ""
-    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
-
-
-def _trust(environ: Mapping[str, str]) -> Any:
-    import ssl
-
-    file, folder = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
-    context = ssl.create_default_context()
-    try:
-        if file or folder:
-            context.load_verify_locations(file or None, folder or None)
-        elif not context.cert_store_stats()["x509_ca"]:
-            for bundle in BUNDLES:
-                if os.path.exists(bundle):
-                    context.load_verify_locations(bundle)
-                    break
-    except OSError as error:
-        raise HostError(
-            "no-certificates", f"the certificates of SSL_CERT_FILE or SSL_CERT_DIR cannot be read: {error}"
-        ) from None
-    return context
-
-
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause of a failed request, in few words."""
-    inner = getattr(error, "reason", None)
-    while isinstance(inner, BaseException):
-        error, inner = inner, getattr(inner, "reason", None)
-    text = str(inner or error)
-    return text.rpartition("object at ")[2].partition(": ")[2] or text if "object at " in text else text
 
 
 def _wrong(item: Item, what: str) -> SingularityError:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import struct
 
-from pysingularity.linux.libc import NR_OPENAT2, syscall
+from pysingularity.linux.mounts import open_in_root
 
-_IN_ROOT, _NO_MAGIC = 0x10, 0x02
 _FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 #: Folders kept open; members of archives come folder by folder.
 _KEPT = 256
@@ -157,11 +155,4 @@ class Tree:
         os.rename(old_name, new_name, src_dir_fd=source, dst_dir_fd=target)
 
     def _resolve(self, path: bytes) -> int:
-        how = struct.pack("=QQQ", _FLAGS, 0, _IN_ROOT | _NO_MAGIC)
-        while True:
-            try:
-                return syscall(NR_OPENAT2, self.fd, (path or b".") + b"\0", how, len(how), name="openat2", path=path)
-            except (
-                BlockingIOError
-            ):  # a folder above was renamed meanwhile (by nobody we know); the kernel asks to retry
-                continue
+        return open_in_root(self.fd, path or b".", _FLAGS)
