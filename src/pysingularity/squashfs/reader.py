@@ -19,11 +19,14 @@ from struct import unpack
 from pysingularity.errors import ImageError
 
 from . import codecs, layout
+from .inode import Inode
 from .superblock import Superblock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+__all__ = ["Inode", "SquashfsImage", "Superblock"]
 
 #: Bounds on what one object may claim; far above anything that is in use, far below what hurts.
 _MAX_BLOCKS = 1 << 24  # blocks of one file: 2 TiB at 128 KiB
@@ -38,74 +41,6 @@ _MAX_LINKS = 40  # symlinks followed in one look-up, as in the kernel
 
 #: Stored sizes are summed up every so many blocks, so that reading at the end of a large file needs no long sum.
 _STRIDE = 256
-
-
-class Inode:
-    """One inode. Cheap to make; what only some callers need (block lists, xattrs) is read on demand by the image.
-
-    Attributes:
-        ref: reference within the inode table, the inode's identity (hard links share it).
-        type: basic type, layout.DIR … layout.SOCKET; kind: its name.
-        mode: permission bits (0o7777), without the file type.
-        size: bytes of a file, length of a symlink's target, stored size of a directory's listing.
-        start, offset: of a file its first block and place in the fragment, of a directory its listing.
-        fragment: index of the fragment with the file's tail, or layout.NONE32.
-        xattr: index of its extended attributes, or layout.NONE32.
-        parent: inode number of a directory's parent, as stored.
-    """
-
-    __slots__ = (
-        "_list",
-        "_map",
-        "fragment",
-        "gid",
-        "mode",
-        "mtime",
-        "nlink",
-        "number",
-        "offset",
-        "parent",
-        "rdev",
-        "ref",
-        "size",
-        "start",
-        "target",
-        "type",
-        "uid",
-        "xattr",
-    )
-
-    ref: int
-    type: int
-    mode: int
-    uid: int
-    gid: int
-    mtime: int
-    number: int
-    nlink: int
-    size: int
-    rdev: int
-    target: bytes
-    start: int
-    offset: int
-    fragment: int
-    xattr: int
-    parent: int
-    _list: tuple[int, int]
-    _map: tuple[Sequence[int], list[int]] | None
-
-    @property
-    def kind(self) -> str:
-        """Return "dir", "file", "symlink", "block", "char", "fifo" or "socket"."""
-        return layout.KINDS[self.type]
-
-    @property
-    def st_mode(self) -> int:
-        """Return the mode as stat gives it, with the file type."""
-        return self.mode | layout.FORMATS[self.type]
-
-    def __repr__(self) -> str:
-        return f"Inode({self.ref:#x}, {self.kind}, {self.mode:#o}, size={self.size})"
 
 
 class SquashfsImage:
@@ -285,121 +220,66 @@ class SquashfsImage:
             while len(data) < layout.INODE_MAX and following < self._directory_table:
                 more, following = self.metadata_block(following)
                 data += more
-        node = Inode.__new__(Inode)
-        node.ref = ref
-        node.nlink, node.size, node.rdev, node.target = 1, 0, 0, b""
-        node.start = node.offset = node.parent = 0
-        node.fragment = node.xattr = layout.NONE32
-        node._map = None
+        it = Inode.__new__(Inode)  # one line per type below is worth a short name
+        it.ref = ref
+        it.nlink, it.size, it.rdev, it.target = 1, 0, 0, b""
+        it.start = it.offset = it.parent = 0
+        it.fragment = it.xattr = layout.NONE32
+        it._map = None
         try:
             kind = data[place] | data[place + 1] << 8
             if kind == 2:
-                (
-                    _,
-                    mode,
-                    uid,
-                    gid,
-                    node.mtime,
-                    node.number,
-                    node.start,
-                    node.fragment,
-                    node.offset,
-                    node.size,
-                ) = layout.INODE_FILE.unpack_from(data, place)
-                node._list = (position, offset + 32)
-            elif kind == 1:
-                (
-                    _,
-                    mode,
-                    uid,
-                    gid,
-                    node.mtime,
-                    node.number,
-                    node.start,
-                    node.nlink,
-                    node.size,
-                    node.offset,
-                    node.parent,
-                ) = layout.INODE_DIR.unpack_from(data, place)
-            elif kind == 3 or kind == 10:
-                _, mode, uid, gid, node.mtime, node.number, node.nlink, size = layout.INODE_SYMLINK.unpack_from(
-                    data, place
+                _, mode, uid, gid, it.mtime, it.number, it.start, it.fragment, it.offset, it.size = (
+                    layout.INODE_FILE.unpack_from(data, place)
                 )
+                it._list = (position, offset + 32)
+            elif kind == 1:
+                _, mode, uid, gid, it.mtime, it.number, it.start, it.nlink, it.size, it.offset, it.parent = (
+                    layout.INODE_DIR.unpack_from(data, place)
+                )
+            elif kind == 3 or kind == 10:
+                _, mode, uid, gid, it.mtime, it.number, it.nlink, size = layout.INODE_SYMLINK.unpack_from(data, place)
                 if not 0 < size <= _MAX_TARGET:
                     raise self.damaged(f"a symlink's target has {size} bytes")
-                node.size = size
+                it.size = size
                 target = data[place + 24 : place + 24 + size]
                 if len(target) < size:
                     target = self._bytes(position, offset + 24, size, self._directory_table)
                 if b"\0" in target:
                     raise self.damaged("a symlink's target holds a NUL")
-                node.target = target
+                it.target = target
                 if kind == 10:
                     tail = self._bytes(position, offset + 24 + size, 4, self._directory_table)
-                    node.xattr = int.from_bytes(tail, "little")
+                    it.xattr = int.from_bytes(tail, "little")
             elif kind == 9:
-                (
-                    _,
-                    mode,
-                    uid,
-                    gid,
-                    node.mtime,
-                    node.number,
-                    node.start,
-                    node.size,
-                    _,
-                    node.nlink,
-                    node.fragment,
-                    node.offset,
-                    node.xattr,
-                ) = layout.INODE_FILE_EXTENDED.unpack_from(data, place)
-                node._list = (position, offset + 56)
+                fields = layout.INODE_FILE_EXTENDED.unpack_from(data, place)
+                _, mode, uid, gid, it.mtime, it.number, it.start, it.size, _, it.nlink = fields[:10]
+                it.fragment, it.offset, it.xattr = fields[10:]
+                it._list = (position, offset + 56)
             elif kind == 8:
-                (
-                    _,
-                    mode,
-                    uid,
-                    gid,
-                    node.mtime,
-                    node.number,
-                    node.nlink,
-                    node.size,
-                    node.start,
-                    node.parent,
-                    _,
-                    node.offset,
-                    node.xattr,
-                ) = layout.INODE_DIR_EXTENDED.unpack_from(data, place)
+                fields = layout.INODE_DIR_EXTENDED.unpack_from(data, place)
+                _, mode, uid, gid, it.mtime, it.number, it.nlink, it.size, it.start, it.parent = fields[:10]
+                _, it.offset, it.xattr = fields[10:]
             elif kind in (4, 5):
-                _, mode, uid, gid, node.mtime, node.number, node.nlink, node.rdev = layout.INODE_DEVICE.unpack_from(
-                    data, place
-                )
+                _, mode, uid, gid, it.mtime, it.number, it.nlink, it.rdev = layout.INODE_DEVICE.unpack_from(data, place)
             elif kind in (11, 12):
-                (
-                    _,
-                    mode,
-                    uid,
-                    gid,
-                    node.mtime,
-                    node.number,
-                    node.nlink,
-                    node.rdev,
-                    node.xattr,
-                ) = layout.INODE_DEVICE_EXTENDED.unpack_from(data, place)
+                _, mode, uid, gid, it.mtime, it.number, it.nlink, it.rdev, it.xattr = (
+                    layout.INODE_DEVICE_EXTENDED.unpack_from(data, place)
+                )
             elif kind in (6, 7):
-                _, mode, uid, gid, node.mtime, node.number, node.nlink = layout.INODE_IPC.unpack_from(data, place)
+                _, mode, uid, gid, it.mtime, it.number, it.nlink = layout.INODE_IPC.unpack_from(data, place)
             elif kind in (13, 14):
-                _, mode, uid, gid, node.mtime, node.number, node.nlink, node.xattr = (
-                    layout.INODE_IPC_EXTENDED.unpack_from(data, place)
+                _, mode, uid, gid, it.mtime, it.number, it.nlink, it.xattr = layout.INODE_IPC_EXTENDED.unpack_from(
+                    data, place
                 )
             else:
                 raise self.damaged(f"inode {ref:#x} has type {kind}")
-            node.uid, node.gid = self._ids[uid], self._ids[gid]
+            it.uid, it.gid = self._ids[uid], self._ids[gid]
         except (struct_error, IndexError):
             raise self.damaged(f"inode {ref:#x} is cut short or names an owner that is not there") from None
-        node.type = kind if kind < 8 else kind - layout.EXTENDED
-        node.mode = mode & 0o7777
-        return node
+        it.type = kind if kind < 8 else kind - layout.EXTENDED
+        it.mode = mode & 0o7777
+        return it
 
     # -- directories -------------------------------------------------------------------------------------------------
 
