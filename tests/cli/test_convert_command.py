@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_mistakes_are_one_clear_line(box, tmp_path, capfd, words, status, say):
 @pytest.mark.parametrize("kind", ["sif", "docker-archive"])
 def test_interrupted_conversion_leaves_nothing(box, tmp_path, number, kind):
     with open(os.path.join(box, "big"), "wb") as file:
-        file.writelines(os.urandom(1 << 20) for _ in range(30))
+        file.writelines(os.urandom(1 << 20) for _ in range(100))
     out = tmp_path / "out"
     out.mkdir()
     process = subprocess.Popen(
@@ -91,11 +92,11 @@ def test_interrupted_conversion_leaves_nothing(box, tmp_path, number, kind):
         stderr=subprocess.PIPE,
     )
     # As soon as it reads the big file it has the output open.
-    for _ in range(2000):
-        if any(name.endswith("/big") for name in opened(process.pid)):
-            break
-        if process.poll() is not None:
-            pytest.fail("the conversion ended before it could be interrupted")
+    deadline = time.monotonic() + 60
+    while not any(name.endswith("/big") for name in opened(process.pid)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail("the conversion could not be caught while it read the file")
+        time.sleep(0.002)
     process.send_signal(number)
     _, error = process.communicate(timeout=30)
     assert process.returncode == -number

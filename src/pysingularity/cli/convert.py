@@ -26,7 +26,7 @@ otherwise. A squashfs whose compression stays is copied block by block, so that 
     singularity convert --compress zstd --level 6 image.sif smaller.sif
 """
 TARGETS = ("sif", "sandbox", "squashfs", "docker-archive", "oci", "oci-archive")
-COMPRESSIONS = ("gzip", "zstd", "xz", "lz4", "lzo")
+COMPRESSIONS = ("gzip", "zstd", "xz", "lz4")
 OPTIONS = (
     Option("to", "Make this kind of image", kind=TEXT, metavar="KIND", choices=TARGETS, default="sif"),
     Option("force", "Replace what exists at OUT", short="F"),

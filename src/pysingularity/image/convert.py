@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from pysingularity.image.inside import Source
     from pysingularity.image.tree import Owners
+    from pysingularity.squashfs.inode import Inode
     from pysingularity.squashfs.node import FileData
-    from pysingularity.squashfs.reader import Inode
     from pysingularity.squashfs.unpack import Owners as UnpackOwners
     from pysingularity.squashfs.unpack import Unpacked
 

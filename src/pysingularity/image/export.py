@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
     from pysingularity.image.open import Image
     from pysingularity.image.tree import Owners
+    from pysingularity.squashfs.inode import Inode
     from pysingularity.squashfs.node import Node
-    from pysingularity.squashfs.reader import Inode, SquashfsImage
+    from pysingularity.squashfs.reader import SquashfsImage
 
     class Sink(Protocol):
         """Where the bytes of a layer go."""

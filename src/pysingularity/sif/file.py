@@ -3,7 +3,7 @@
 
 The bytes are `sif.layout`; what the objects mean is the business of `image`. Changes write the new object first, then
 the table, then the header, each durable before the next, so that a crash leaves the old file. A file is locked while
-it is changed. Start ring (the reading part): imports only os, fcntl, time and our own modules.
+it is changed. Start ring (the reading part): imports only posix, errno, time and our own modules.
 """
 
 from __future__ import annotations
