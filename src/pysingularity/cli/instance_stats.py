@@ -59,20 +59,27 @@ def run(arguments: Arguments, environ: dict[str, str]) -> int:
 
 def usage(instance: Instance) -> dict[str, float]:
     """Return processor seconds, memory bytes and number of the processes in an instance's pid namespace."""
-    space = os.stat(f"/proc/{instance.pid}/ns/pid").st_ino
+    space = os.stat(f"/proc/{instance.pid}/ns/pid_for_children").st_ino
     total = {"cpu": 0.0, "memory": 0.0, "processes": 0.0}
-    ticks = os.sysconf("SC_CLK_TCK")
+    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             if os.stat(f"/proc/{pid}/ns/pid").st_ino != space:
                 continue
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
-            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-                memory = next((int(line.split()[1]) for line in file if line.startswith(b"Pss:")), 0)
         except OSError:  # ended meanwhile, or another user's
             continue
         total["cpu"] += (int(fields[11]) + int(fields[12])) / ticks
-        total["memory"] += memory * 1024
+        total["memory"] += _memory(pid, int(fields[21]) * page)
         total["processes"] += 1
     return total
+
+
+def _memory(pid: str, resident: int) -> int:
+    """Return a process's proportional set size, or its resident size where that is a secret (our process 1)."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith(b"Pss:")), resident)
+    except OSError:
+        return resident

@@ -76,13 +76,27 @@ def start_time(pid: int) -> int:
     Raises:
         OSError: there is no such process.
     """
+    return int(_stat(pid)[19])
+
+
+def state(pid: int) -> str:
+    """Return a process's state as proc(5) has it: "R", "S", "D", "Z" for one that waits to be collected, …
+
+    Raises:
+        OSError: there is no such process.
+    """
+    return _stat(pid)[0].decode("ascii", "replace")
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of /proc/PID/stat from the state on."""
     descriptor = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY)
     try:
         data = posix.read(descriptor, 4096)
     finally:
         posix.close(descriptor)
     # The program's name may contain blanks and brackets: fields are counted from the last bracket.
-    return int(data[data.rindex(b")") + 2 :].split()[19])
+    return data[data.rindex(b")") + 2 :].split()
 
 
 def pidfd_open(pid: int) -> int:

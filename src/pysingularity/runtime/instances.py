@@ -15,7 +15,7 @@ import time
 
 from pysingularity.errors import HostError, UserError
 from pysingularity.linux import namespaces
-from pysingularity.linux.process import start_time
+from pysingularity.linux.process import start_time, state
 from pysingularity.runtime.enter import enter
 
 TYPE_CHECKING = False
@@ -62,9 +62,9 @@ class Instance:
         return f"Instance({self.name}, pid {self.pid})"
 
     def alive(self) -> bool:
-        """Return whether process 1 is still the same process."""
+        """Return whether process 1 is still the same process, and not merely waiting to be collected."""
         try:
-            return start_time(int(self.pid)) == int(self.started)
+            return start_time(int(self.pid)) == int(self.started) and state(int(self.pid)) not in ("Z", "X")
         except (OSError, ValueError):
             return False
 
@@ -231,15 +231,17 @@ def start(spec: LaunchSpec, name: str, environ: dict[str, str], *, image: str, c
             posix.close(began)
             _leave_terminal(instance)
             spec.started = started
-            spec.keep_descriptors = ()
+            spec.keep_descriptors, spec.failure, spec.lingers = (begun,), begun, True
             enter(spec)
         except BaseException as error:
             posix.write(2, f"FATAL:   {error}\n".encode("utf-8", "surrogateescape"))
         finally:
             posix._exit(255)
     posix.close(begun)
-    posix.read(began, 1)
+    failed = posix.read(began, 1) != b""
     posix.close(began)
+    while failed and load(path) is not None:  # its process 1 is about to notice
+        time.sleep(0.005)
     found = load(path)
     if found is None:
         raise HostError(

@@ -21,6 +21,7 @@ FORWARDED = (
     _signal.SIGWINCH,
 )
 _WATCHED = (*FORWARDED, _signal.SIGCHLD)
+_ENDING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 #: si_code of signals that the kernel made itself: a key on the terminal, whose whole process group has had it.
 _SI_KERNEL = 0x80
 
@@ -35,27 +36,37 @@ def restore_mask(mask: object) -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
 
-def attend(child: int, *, reap: bool = False) -> int:
+def attend(child: int, *, reap: bool = False, lingers: bool = False) -> int:
     """Wait for a child, passing signals on to it, and return its wait status. Signals must be blocked before the fork.
 
     Arguments:
         reap: collect other children as well (process 1).
+        lingers: when the child has ended well by itself, go on until a signal asks for the end (instances, whose
+            startscript may have left servers behind, or may be empty).
     """
+    ended = told = False
     while True:
         event = _signal.sigwaitinfo(_WATCHED)
         if event.si_signo != _signal.SIGCHLD:
+            told = told or event.si_signo in _ENDING
             if event.si_code != _SI_KERNEL:
                 try:
-                    posix.kill(child, event.si_signo)
+                    # Without the program, what it left behind is meant.
+                    posix.kill(-1 if ended else child, event.si_signo)
                 except ProcessLookupError:
-                    pass
+                    if ended and told:
+                        return 0
             continue
         while True:
             try:
                 pid, status = posix.waitpid(-1 if reap else child, posix.WNOHANG)
             except ChildProcessError:
+                if ended and not told:
+                    break
                 return 0
             if pid == child:
-                return status
+                if not lingers or told or status:
+                    return status
+                ended = True
             if pid == 0:
                 break
