@@ -14,6 +14,7 @@ import re
 import stat
 from dataclasses import dataclass
 
+from pysingularity.build.bootstrap import AGENTS
 from pysingularity.build.request import RECIPE, REFERENCE, SANDBOX, BuildRequest
 from pysingularity.build.sections import app_entries, post_script
 from pysingularity.recipe.model import Stage
@@ -143,8 +144,8 @@ def reuses_blocks(request: BuildRequest) -> bool:
     if recipe is None or len(recipe.stages) != 1 or request.sandbox or request.update or request.fix_perms:
         return False
     stage = recipe.stages[0]
-    if stage.agent in ("scratch", "debootstrap") or _tests(request, stage):
-        return False
+    if AGENTS.get(stage.agent) not in ("localimage", "remote") or _tests(request, stage):
+        return False  # only these start from an image
     return not any(section.name in NEED_ROOT and section.name in request.wanted for section in stage.sections)
 
 

@@ -47,14 +47,17 @@ AGENTS: dict[str, str] = {
     "library": "remote",
     "shub": "remote",
     "oras": "remote",
+    "yum": "yum",
+    "dnf": "yum",
+    "zypper": "zypper",
+    "arch": "arch",
+    "busybox": "busybox",
+    "http": "tarball",
+    "https": "tarball",
+    "tarball": "tarball",
 }
 #: Agents that other implementations have and this one has not.
 MISSING: dict[str, str] = {
-    "yum": "yum",
-    "dnf": "dnf",
-    "zypper": "zypper",
-    "arch": "pacstrap",
-    "busybox": "busybox",
     "buildkit": "buildkit",
 }
 

@@ -80,6 +80,36 @@ class Fetcher:
 
         return self._retry(once)
 
+    def stream(self, url: str, limit: int, text: str) -> tuple[str, str]:
+        """Fetch a file whose checksum nobody told; return its path, which is the caller's to remove, and its SHA-256.
+
+        Raises:
+            NotFound: there is nothing.
+            UserError: it is larger than `limit` bytes, or cannot be reached.
+            HostError: there is no space.
+        """
+        path = self._partial("stream")
+
+        def once() -> str:
+            digest, size = hashlib.sha256(), 0
+            with open(path, "wb") as file:
+                for chunk in self._open(url):
+                    size += len(chunk)
+                    if size > limit:
+                        raise UserError("too-large", f"{url}: more than {limit} bytes")
+                    digest.update(chunk)
+                    file.write(chunk)
+                    self.progress(text, size)
+            return digest.hexdigest()
+
+        try:
+            return path, self._retry(once)
+        except BaseException as error:
+            _remove(path)
+            if isinstance(error, OSError):
+                raise self._full(error) from None
+            raise
+
     def cached(self, sha256: str) -> str | None:
         """Return the path of a file in the cache when it is there and still right."""
         path = os.path.join(self.cache, sha256)

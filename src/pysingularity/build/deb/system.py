@@ -18,7 +18,7 @@ from pysingularity.build.deb import workers
 from pysingularity.build.deb.database import Database, control_fields, key_of
 from pysingularity.build.deb.packages import Package
 from pysingularity.build.deb.tree import Tree
-from pysingularity.build.deb.unpack import Job, Opened, Owned, control_members, open_deb, write_preinst
+from pysingularity.build.deb.unpack import Job, Opened, Owned, control_members, open_deb, settle_owners, write_preinst
 from pysingularity.build.deb.version import satisfies
 from pysingularity.errors import UserError
 
@@ -186,7 +186,7 @@ class System:
             self.packages[job.name] = package
         self._settle(opened)
         for found in opened:
-            self._own(found.owned)
+            settle_owners(self.tree, self.request.way.owners, found.owned)
         return opened
 
     def _identify(self, package: Package, opened: Opened) -> None:
@@ -199,19 +199,6 @@ class System:
                 f"{package.filename}: contains {' '.join(str(word) for word in inside)}, not {package}",
                 hint="the mirror's index does not fit its packages",
             )
-
-    def _own(self, owned: Sequence[Owned]) -> None:
-        """Give files their owners, make device nodes."""
-        owners = self.request.way.owners
-        for path, uid, gid, mode, kind, rdev in owned:
-            parent, name, _ = self.tree.place(path)
-            text = os.fsdecode(name)
-            if kind in ("char", "block"):
-                self.tree.remove(path)
-                owners.mknod(text, (0o020000 if kind == "char" else 0o060000) | mode, rdev, dir_fd=parent)
-            owners.set(text, uid, gid, dir_fd=parent)
-            if kind != "symlink" and mode & 0o7000:  # a change of owner drops set-id bits
-                os.chmod(name, mode, dir_fd=parent)
 
     def _settle(self, opened: Sequence[Opened]) -> None:
         """Decide who has a file that several packages bring: the one that Replaces the other."""
@@ -240,7 +227,7 @@ class System:
             self.database.without(name, frozenset(paths))
         for name, paths in again.items():
             job = self._job(self.packages[name], in_place=False, only=frozenset(paths))
-            self._own(open_deb(job, self.tree).owned)
+            settle_owners(self.tree, self.request.way.owners, open_deb(job, self.tree).owned)
 
     def _diverted(self, path: bytes, one: str, other: str) -> bool:
         return any(path in paths and owner in (one, other) for owner, paths in self._diversions.items())

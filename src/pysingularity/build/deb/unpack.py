@@ -8,16 +8,21 @@ reported and set by the caller, who alone knows how owners are kept (`linux.owne
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
-from typing import IO, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from pysingularity.build.deb.tree import MERGED, Tree
 from pysingularity.errors import HostError, ImageError, UserError
+from pysingularity.linux.ownership import CAPABILITY, CAPABILITY_XATTR
 from pysingularity.registry.inflate import Inflate
 from pysingularity.registry.tar import Member, TarReader, show
+
+if TYPE_CHECKING:
+    from pysingularity.build.bootstrap import Owners
 
 INFO = b"var/lib/dpkg/info/"
 #: The largest control archive; the largest real one (templates in all languages) has 3 MB.
@@ -25,6 +30,8 @@ MAX_CONTROL = 64 << 20
 #: A package may unpack to this many times what its maker counted, plus a constant; beyond, it is a bomb.
 _SLACK, _ROOM = 4, 512 << 20
 _CHUNK = 1 << 20
+#: What a tar may inflate to; deflate reaches 1032:1, and honest trees 20:1.
+_MOST_RATIO = 200
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -171,7 +178,7 @@ class _Deb:
             if kind == "control":
                 self._control(section)
             else:
-                self._data(section)
+                self.unpack_data(section.read)
         if not self.job.only:
             self._database()
         return Opened(
@@ -204,8 +211,9 @@ class _Deb:
         # A line may start with a flag ("remove-on-upgrade"); such a file is not in the package.
         self.conffiles = frozenset(line.strip() for line in lines if line.strip()[:1] == b"/")
 
-    def _data(self, section: _Section) -> None:
-        reader = TarReader(Inflate(section.read, self.what))
+    def unpack_data(self, read: Callable[[int], bytes]) -> None:
+        """Unpack the tar of files."""
+        reader = TarReader(Inflate(read, self.what))
         job, tree = self.job, self.tree
         sums = "md5sums" not in self.control
         for member in reader:
@@ -290,6 +298,8 @@ class _Deb:
                     view = view[os.write(descriptor, view) :]
             if member.mode & 0o7000:
                 os.fchmod(descriptor, member.mode)
+            if member.xattrs:
+                _set_attributes(descriptor, member.xattrs)
             os.utime(descriptor, (member.mtime, member.mtime))
         finally:
             os.close(descriptor)
@@ -337,6 +347,53 @@ class _Deb:
         if "md5sums" not in self.control:  # dpkg makes them up, too, and misses the file otherwise
             self.tree.write(base + b"md5sums", b"".join(self.sums))
         self.tree.write(base + b"list", b"\n".join(self.paths) + b"\n")
+
+
+def open_tar(path: str, tree: Tree, what: str) -> list[Owned]:
+    """Unpack a plain tar with the same care, without a database; return what is left to do for the caller.
+
+    Raises:
+        UserError: it is damaged, or contains what no tree may.
+        HostError: the tree cannot be written.
+    """
+    deb = _Deb(Job(path, what, 0, {}, frozenset(), False), tree)
+    deb.what, deb.room = what, os.stat(path).st_size * _MOST_RATIO + _ROOM
+    deb.control["md5sums"] = b"", 0  # nobody will ask for them
+    try:
+        with open(path, "rb") as file:
+            deb.unpack_data(file.read)
+    except ImageError as error:
+        raise UserError("bad-tarball", error.message) from None
+    except OSError as error:
+        raise HostError("cannot-unpack", f"{what}: {tree.root}: {error.strerror}") from None
+    return deb.owned
+
+
+def settle_owners(tree: Tree, owners: Owners, owned: Sequence[Owned]) -> None:
+    """Give files their owners and make device nodes: what unpacking left to the caller."""
+    for path, uid, gid, mode, kind, rdev in owned:
+        parent, name, _ = tree.place(path)
+        text = os.fsdecode(name)
+        if kind in ("char", "block"):
+            tree.remove(path)
+            owners.mknod(text, (0o020000 if kind == "char" else 0o060000) | mode, rdev, dir_fd=parent)
+        owners.set(text, uid, gid, dir_fd=parent)
+        if kind != "symlink" and mode & 0o7000:  # a change of owner drops set-id bits
+            os.chmod(name, mode, dir_fd=parent)
+
+
+def _set_attributes(descriptor: int, attributes: dict[bytes, bytes]) -> None:
+    """Set what an image keeps: file capabilities (recorded where the kernel refuses them) and attributes of users."""
+    for name, value in attributes.items():
+        if name == CAPABILITY:
+            try:
+                os.setxattr(descriptor, name, value)
+            except OSError as error:
+                if error.errno != errno.EPERM:
+                    raise
+                os.setxattr(descriptor, CAPABILITY_XATTR, value)
+        elif name.startswith(b"user.") and not name.startswith(b"user.singularity."):
+            os.setxattr(descriptor, name, value)
 
 
 def control_members(job: Job) -> dict[str, tuple[bytes, int]]:
