@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of a build: metadata, %test, and the image made of a folder, of a snapshot, or of another image."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from pysingularity.build import bootstrap
+from pysingularity.build import plan as plans
+from pysingularity.build.frame import Frame
+from pysingularity.build.plan import Step
+from pysingularity.build.request import IMAGE, SANDBOX
+from pysingularity.build.sections import app_entries, metadata_entries
+from pysingularity.errors import UserError
+from pysingularity.image import metadata, output
+from pysingularity.image.entries import Entry, put_into_folder
+from pysingularity.image.inside import FolderSource, OverlaidSource, source_of
+from pysingularity.image.open import open_image
+from pysingularity.recipe.sections import file_pairs
+
+if TYPE_CHECKING:
+    from pysingularity.image.inside import Source
+
+
+class Finish(Frame):
+    """Steps at the end of the last stage, and the one step of builds without a recipe."""
+
+    def _entries(self, step: Step, source: Source) -> list[Entry]:
+        request, stage = self.request, self._stage(step)
+        when = output.epoch(request.environ)
+        result = self.results.get(step.stage)
+        entries, remarks = metadata_entries(
+            self.recipe,
+            stage,
+            source,
+            wanted=request.wanted,
+            when=int(time.time()) if when is None else when,
+            arch=request.arch,
+            force=request.force,
+            base_labels=result.labels if result is not None else None,
+            post_labels=self.post_labels,
+        )
+        for remark in remarks:
+            if remark not in self.told:
+                self._message("warning", remark)
+        self.told.update(remarks)
+        return entries
+
+    def _metadata(self, step: Step) -> None:
+        if self.steps.has(plans.REUSE) or self.folded:
+            return
+        root = self.roots[step.stage]
+        with FolderSource(root) as source:
+            entries = self._entries(step, source)
+        put_into_folder(root, entries)
+        if self.request.fix_perms:
+            fix_permissions(root)
+
+    def _test(self, step: Step) -> str | None:
+        store = self.stores.get(step.stage)
+        if self.folded and store is not None and store.passed(step):
+            return "cached"
+        self._unfold(step)
+        inside = self._container(step)
+        status = inside.run([f"/{metadata.TEST}"], writable=self.request.writable_tmpfs)
+        self._check(status, step, "test")
+        if store is not None:
+            store.remember_passed(step)
+        return None
+
+    def _unfold(self, step: Step) -> None:
+        """Bring the last stage to disk after all."""
+        store = self.stores.get(step.stage)
+        if not self.folded or store is None:
+            return
+        self.folded = False
+        store.restore(self.snapshots[step.stage], self.roots[step.stage])
+        with FolderSource(self.roots[step.stage]) as source:
+            entries = self._entries(step, source)
+        put_into_folder(self.roots[step.stage], entries)
+
+    def _assemble(self, step: Step) -> None:
+        if self.request.sandbox:
+            return
+        snapshot = self.snapshots.get(step.stage)
+        if snapshot is not None and not self.request.fix_perms:
+            self._assemble_from(step, snapshot)
+            return
+        self._unfold(step)
+        from pysingularity.image.convert import assemble_sif  # with the squashfs writer
+
+        request, root = self.request, self.roots[step.stage]
+        writer = request.writer
+        self.written = assemble_sif(
+            root,
+            request.target,
+            definition=self.recipe.text.encode("utf-8", "surrogateescape"),
+            oci_config=self._oci_config(step),
+            arch=request.arch,
+            owners=self.way.owners,
+            compression=writer.compression or "gzip",
+            level=writer.level,
+            block_size=writer.block_size,
+            threads=writer.threads,
+            force=request.force,
+            progress=self._advance("compressing"),
+            say=lambda text: self._message("warning", text),
+        )
+
+    def _oci_config(self, step: Step) -> bytes | None:
+        """Return the OCI configuration of the base image, also when its unpacking was spared."""
+        result, stage = self.results.get(step.stage), self._stage(step)
+        if result is not None:
+            return result.oci_config
+        if stage.agent != "localimage" and bootstrap.AGENTS.get(stage.agent) != "remote":
+            return None
+        with open_image(self._base_path(stage)) as image:
+            return metadata.oci_config_of(image)
+
+    def _assemble_from(self, step: Step, snapshot: str) -> None:
+        """Make the image of the snapshot behind the last step: its blocks are copied, only metadata is new."""
+        from pysingularity.image.convert import with_changes  # with the squashfs writer
+
+        request = self.request
+        with open_image(snapshot) as image:
+            with source_of(image) as source:
+                entries = self._entries(step, source)
+            image.arch = request.arch
+            self.written = with_changes(
+                image,
+                request.target,
+                entries=entries,
+                definition=self.recipe.text.encode("utf-8", "surrogateescape"),
+                oci_config=self._oci_config(step),
+                compression=request.writer.compression,
+                level=request.writer.level,
+                threads=request.writer.threads,
+                force=request.force,
+                progress=self._advance("copying"),
+            )
+
+    def _reuse(self, step: Step) -> None:
+        """Copy the base image's compressed blocks; only files and metadata are new."""
+        from pysingularity.image.convert import with_changes  # with the squashfs writer
+
+        request, stage = self.request, self._stage(step)
+        path = self._base_path(stage)
+        staged = self.roots[step.stage]
+        with open_image(path) as image:
+            if image.filesystem != "squashfs":
+                raise UserError(
+                    "not-squashfs",
+                    f"{path}: nothing can be added to an image of this kind without unpacking it",
+                    hint="give the recipe a %post section (it may be empty but for a comment), or convert the image",
+                )
+            with source_of(image) as below:
+                with self._copier(staged, is_folder=lambda name: below.is_folder(name.lstrip("/"))) as copier:
+                    if "files" in request.wanted:
+                        for pair in file_pairs(stage, self.recipe.file):
+                            copier.copy(pair)
+                    for app in stage.apps:
+                        for pair in file_pairs(stage, self.recipe.file, app):
+                            copier.copy(pair, base=f"/scif/apps/{app}")
+                apps = app_entries(stage)
+                entries = [*apps, *self._entries(step, OverlaidSource([below], apps))]
+            self.written = with_changes(
+                image,
+                request.target,
+                entries=entries,
+                staged=staged,
+                definition=self.recipe.text.encode("utf-8", "surrogateescape"),
+                compression=request.writer.compression,
+                level=request.writer.level,
+                threads=request.writer.threads,
+                force=request.force,
+                progress=self._advance("copying"),
+            )
+
+    def _convert(self, step: Step) -> None:  # noqa: ARG002
+        from pysingularity.image import convert  # with the squashfs writer
+
+        request = self.request
+        source = request.spec if request.kind in (IMAGE, SANDBOX) else self._fetch(request.spec)
+        advance = self._advance("reading")
+        if not request.sandbox:
+            self.written = convert.to_file(
+                source,
+                request.target,
+                compression=request.writer.compression,
+                level=request.writer.level,
+                threads=request.writer.threads,
+                force=request.force,
+                owners=self._way.owners if self._way is not None else None,
+                progress=advance,
+                say=lambda text: self._message("warning", text),
+            )
+            return
+        with output.OutputFolder(request.target, force=request.force) as folder:
+            os.chmod(folder.partial, 0o755)
+            with open_image(source) as image:
+                if image.kind == "sandbox":
+                    from pysingularity.build.clone import clone
+
+                    clone(source, folder.partial, self.way.owners, advance)
+                else:
+                    owner = self._owners(folder.partial) if request.fakeroot else None
+                    convert.unpack_into(image, folder.partial, owner=owner, progress=advance)
+            if request.fix_perms:
+                fix_permissions(folder.partial)
+            folder.publish()
+
+
+def fix_permissions(root: str) -> None:
+    """Give the owner of every file the right to read it, and of every folder to enter and change it."""
+    for folder, names, files in os.walk(root):
+        for name in [*names, *files]:
+            path = os.path.join(folder, name)
+            mode = os.lstat(path).st_mode
+            wanted = 0o700 if stat.S_ISDIR(mode) else 0o600 if stat.S_ISREG(mode) else 0
+            if wanted & ~mode:
+                os.chmod(path, stat.S_IMODE(mode) | wanted)

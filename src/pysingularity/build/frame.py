@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frame of a build: the folders of its stages, the events around its steps, and what the cache spares.
+
+What the steps do is `finish` (the end of the last stage, and builds without a recipe) and `execute` (all before).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from pysingularity import events
+from pysingularity.build import bootstrap, container, plan, space, worker
+from pysingularity.build.files import Copier
+from pysingularity.build.plan import Plan, Step
+from pysingularity.build.request import IMAGE, RECIPE, BuildRequest
+from pysingularity.build.steps import StepStore, salt
+from pysingularity.cache import Cache
+from pysingularity.errors import InternalError, RecipeError, UserError
+from pysingularity.image import output
+from pysingularity.linux.ownership import RecordedOwners
+from pysingularity.recipe.model import Recipe, Stage
+
+if TYPE_CHECKING:
+    from pysingularity.build.bootstrap import BootstrapResult, Owners
+    from pysingularity.image.assemble import Written
+    from pysingularity.runtime.rootless import Way
+
+
+def become(request: BuildRequest) -> Way:
+    """Become root by the best way, and say how."""
+    from pysingularity.runtime.rootless import become_root  # with the runtime
+
+    return become_root(environ=request.environ)
+
+
+class Frame:
+    """The worker's work.
+
+    Arguments:
+        request, steps: what to do.
+        tell: takes events, and has the descriptor that programs print to.
+        place: temporary folder.
+        watcher: pid of the watching process.
+    """
+
+    #: Kind of step → what does it; returns the step's status, None for done.
+    actions: ClassVar[dict[str, Callable[..., str | None]]] = {}
+
+    def __init__(self, request: BuildRequest, steps: Plan, tell: worker.Channel, place: str, watcher: int) -> None:
+        self.request, self.steps, self.tell, self.place, self.watcher = request, steps, tell, place, watcher
+        self.begun = time.monotonic()
+        self.roots: dict[int, str] = {}
+        self.results: dict[int, BootstrapResult] = {}
+        self.names: dict[str, str] = {}
+        self.post_labels = ""
+        self.stores: dict[int, StepStore | None] = {}
+        self.snapshots: dict[int, str] = {}
+        #: stage → last step that the cache spares us.
+        self.spared: dict[int, int] = {}
+        #: The last stage came from the cache and nothing has needed it on disk yet.
+        self.folded = False
+        self.told: set[str] = set()
+        self.written: Written | None = None
+        self.step = steps.steps[0]
+        self._way: Way | None = None
+
+    def run(self, left: list[str]) -> None:
+        """Do everything, and tell how it ended."""
+        request = self.request
+        failed = True
+        try:
+            if request.kind != IMAGE or not request.sandbox or request.fakeroot:
+                self._way = become(request)
+                worker.still_watched(self.watcher)
+            for path in left:
+                output.remove_tree(path)
+            self.tell(events.Event("plan", {"steps": [step.value() for step in self.steps.steps]}))
+            with contextlib.ExitStack() as stack:
+                self._prepare(stack)
+                for step in self.steps.steps:
+                    if step.stage not in self.spared:
+                        self._look_up(step.stage)
+                    self._do(step)
+                self._publish()
+            failed = False
+        finally:
+            if request.cleanup or not failed:
+                output.remove_tree(self.place)
+            else:
+                self._message("warning", f"temporary files are kept in {self.place}")
+        self.tell(events.Event("result", self._result()))
+
+    @property
+    def way(self) -> Way:
+        """How this process is root."""
+        if self._way is None:
+            raise InternalError("no-way", "a step needs root and nobody became it")
+        return self._way
+
+    @property
+    def recipe(self) -> Recipe:
+        """The definition file."""
+        if self.request.recipe is None:
+            raise InternalError("no-recipe", "a step of a recipe without a recipe")
+        return self.request.recipe
+
+    def _result(self) -> dict[str, object]:
+        target = self.request.target
+        size = os.path.getsize(target) if os.path.isfile(target) else 0
+        fields: dict[str, object] = {"path": target, "size": size}
+        fields["seconds"] = round(time.monotonic() - self.begun, 2)
+        if self.written is not None and self.written.identity:
+            fields.update({"id": self.written.identity, "partitionDigest": self.written.partition_digest})
+        return fields
+
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        """Make the root folders of all stages; the last one's is the target itself for a sandbox."""
+        request = self.request
+        self._folder: output.OutputFolder | None = None
+        if request.kind != RECIPE:
+            return
+        last = len(self.recipe.stages) - 1
+        for index in range(last + 1):
+            path = os.path.join(self.place, f"stage{index}")
+            if index == last and request.update:
+                path = request.target
+            elif index == last and request.sandbox:
+                self._folder = stack.enter_context(output.OutputFolder(request.target, force=request.force))
+                path = self._folder.partial
+            else:
+                os.mkdir(path)
+            if path != request.target:
+                # Other users of the container (apt's own) have to get through the root folder.
+                os.chmod(path, 0o755)
+            self.roots[index] = path
+
+    def _publish(self) -> None:
+        if self._folder is not None:
+            self._folder.publish()
+
+    def _do(self, step: Step) -> None:
+        self.step = step
+        begun = time.monotonic()
+        self.tell(events.Event("start", {"step": step.number, "kind": step.kind, "title": step.title}))
+
+        def end(status: str) -> None:
+            took = round(time.monotonic() - begun, 3)
+            self.tell(events.Event("end", {"step": step.number, "status": status, "seconds": took}))
+
+        try:
+            if step.number <= self.spared[step.stage]:
+                status = "cached"
+                if step.number == self.spared[step.stage]:
+                    self._restore(step)
+            else:
+                status = self.actions[step.kind](self, step) or "done"
+        except BaseException:
+            end("failed")
+            raise
+        end(status)
+
+    def _message(self, level: str, text: str) -> None:
+        self.tell(events.Event("message", {"step": self.step.number, "level": level, "text": text}))
+
+    def _progress(self) -> events.Progress:
+        return events.Progress(self.tell, self.step.number)
+
+    def _advance(self, text: str) -> Callable[[int], None]:
+        """Return a function that takes numbers of bytes and tells their sum."""
+        progress, done = self._progress(), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(text, done)
+
+        return advance
+
+    def _stage(self, step: Step) -> Stage:
+        return self.recipe.stages[step.stage]
+
+    def _owners(self, root: str) -> Owners:
+        """Return what keeps owners in a root: records of a sandbox stay with it."""
+        owners = self.way.owners
+        if isinstance(owners, RecordedOwners) and root in (self.request.target, self._partial()):
+            return owners.at(root)
+        return owners
+
+    def _partial(self) -> str:
+        return self._folder.partial if self._folder is not None else ""
+
+    def _container(self, step: Step) -> container.BuildContainer:
+        request = self.request
+        support = os.path.join(self.place, f"support{step.number}")
+        os.makedirs(support, exist_ok=True)
+        os.chmod(support, 0o755)
+        return container.BuildContainer(
+            self.roots[step.stage],
+            way=self.way,
+            support=support,
+            environ=request.environ,
+            binds=container.user_mounts(request.binds, request.mounts),
+            ca_bundle=request.ca_bundle,
+            output=self.tell.output,
+            nv=request.nv,
+        )
+
+    def _look_up(self, stage: int) -> None:
+        """Find the last step of a stage whose result the cache has."""
+        self.spared[stage] = 0
+        kept = [step for step in self.steps.of_stage(stage) if step.keep]
+        cache = Cache.open(self.request.environ, disabled="disable-cache" in self.request.options) if kept else None
+        if cache is None:
+            self.stores[stage] = None
+            return
+        one = self.recipe.stages[stage]
+        base = self._base_path(one) if bootstrap.AGENTS.get(one.agent) == "remote" else ""
+        mark = salt(base, self.way.emulation)
+        store = StepStore(cache, mark, self.request.writer, self.way.owners, self._advance("keeping this step"))
+        self.stores[stage] = store
+        for step in reversed(kept):
+            path = store.find(step)
+            if path is not None:
+                self.spared[stage] = step.number
+                self.snapshots[stage] = path
+                break
+
+    def _restore(self, step: Step) -> None:
+        """Bring the root behind a cached step to disk, unless nothing but the image's blocks will be needed of it."""
+        store = self.stores[step.stage]
+        if store is None:
+            return
+        stage = self._stage(step)
+        self.post_labels = store.labels(step)
+        if stage.name:
+            self.names[stage.name] = self.roots[step.stage]
+        rest = [one.kind for one in self.steps.of_stage(step.stage) if one.number > step.number]
+        if not self.request.sandbox and rest and set(rest) <= {plan.METADATA, plan.TEST, plan.ASSEMBLE}:
+            self.folded = True
+            return
+        store.restore(self.snapshots[step.stage], self.roots[step.stage])
+
+    def _check(self, status: int, step: Step, section: str) -> None:
+        if not status:
+            return
+        root = self.roots[step.stage]
+        hint = "the last line of its output tells why; --debug-shell opens a shell there" if section == "post" else ""
+        if space.free(root) < 1 << 20:
+            hint = f"there is no space left in {os.path.dirname(root)}: set SINGULARITY_TMPDIR to another folder"
+        what = f"was ended by signal {status - 128}" if status > 128 else f"ended with status {status}"
+        line = self._stage(step).line_of(section)
+        raise RecipeError("section-failed", f"%{section} {what}", file=self.recipe.file, line=line, hint=hint)
+
+    @contextlib.contextmanager
+    def _copier(self, root: str, is_folder: Callable[[str], bool] | None = None) -> Iterator[Copier]:
+        progress = self._progress()
+
+        def advance(name: str, done: int) -> None:
+            progress(name, done)
+
+        with Copier(
+            root,
+            directory=self.request.directory,
+            is_folder=is_folder,
+            progress=advance,
+            file=self.recipe.file,
+        ) as copier:
+            yield copier
+
+    def _base_path(self, stage: Stage) -> str:
+        if stage.agent == "localimage":
+            name = stage.header.get("from", "").strip()
+            if not name:
+                raise UserError("keyword-missing", "Bootstrap: localimage needs the keyword From")
+            return os.path.join(self.request.directory, name)
+        from pysingularity.build.bootstrap.remote import reference_text
+
+        return self._fetch(reference_text(stage.header))
+
+    def _fetch(self, text: str) -> str:
+        from pysingularity.build.bootstrap.remote import fetch_text
+
+        # Without a cache the image is made in the temporary folder, and goes with it.
+        environ = {**self.request.environ, "SINGULARITY_TMPDIR": self.place}
+        return fetch_text(text, self.request.options, environ, self._progress())
