@@ -225,7 +225,7 @@ def test_events_come_as_one_object_per_line(as_user, base):
     assert found[0]["event"] == "plan" and found[-1]["event"] == "result"
     starts = [event["kind"] for event in found if event["event"] == "start"]
     assert starts == ["bootstrap", "setup", "files", "post", "metadata", "test", "assemble"]
-    assert any("echo made" in event["text"] for event in found if event["event"] == "log")
+    assert "echo made" in "".join(event["text"] for event in found if event["event"] == "log")
     assert {event["status"] for event in found if event["event"] == "end"} == {"done"}
 
 
