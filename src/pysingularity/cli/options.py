@@ -7,6 +7,8 @@ An `Option` says everything about one flag; a command file lists its own in `OPT
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+
 #: Kinds of value. FLAG takes none (or `=true`/`=false`); TEXT one, the last wins; LIST several, split at commas;
 #: MANY several, kept whole (values that have their own escapes, such as --bind and --mount).
 FLAG, TEXT, LIST, MANY = "flag", "text", "list", "many"
@@ -82,3 +84,8 @@ class Arguments:
 
     def __getattr__(self, name: str) -> object:  # only reached for a name that no option of the command has
         raise AttributeError(name)
+
+    if TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: object) -> None:
+            """Take any option's value."""

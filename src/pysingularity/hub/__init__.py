@@ -10,7 +10,7 @@ The rooms of this house, from the ground up:
     catalog                           collections, containers, tags and images: the rules of naming and replacing
     sources/                          git, discovery of recipes, webhooks, polling
     builds/                           states, queue, log, planning, acceptance of results
-    engines/                          where a build runs: local processes or Slurm; the sandbox
+    engines/                          where a build runs: local processes; the sandbox
     api/ protocols/ pages/            what is spoken over HTTP
     keeping/                          garbage collection, retention, backup, export, health
     app serve robots command          processes and the command line

@@ -289,8 +289,6 @@ def _checks(hub: Hub) -> Iterator[tuple[str, str]]:
         yield "sandbox", "off: builds run with the hub's own account (setting builds.sandbox)"
     else:
         yield "sandbox", _sandbox()
-    if values.builds.engine == "slurm":
-        yield "slurm", "ok" if shutil.which("sbatch") else "missing: sbatch is not on PATH"
 
 
 def _sandbox() -> str:

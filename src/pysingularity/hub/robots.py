@@ -31,11 +31,8 @@ POLL = 0.2
 
 
 def make_engine(hub: Hub) -> Engine:
-    """Return the engine that the settings name."""
-    if hub.settings.builds.engine == "slurm":
-        from pysingularity.hub.engines.slurm import SlurmEngine  # psij is an extra of its own
-
-        return SlurmEngine(hub.settings)
+    """Return the engine that the settings name: this machine itself, so far the only one."""
+    assert hub.settings.builds.engine == "local"
     return LocalEngine()
 
 

@@ -39,7 +39,7 @@ class BuildSettings(_Group):
 
     #: The program that builds, with leading arguments; empty means our own, run by this interpreter.
     program: list[str] = Field(default_factory=list)
-    engine: Literal["local", "slurm"] = "local"
+    engine: Literal["local"] = "local"
     #: Builds that run at the same time; 0 means that another machine or process builds.
     workers: int = Field(default=1, ge=0, le=1024)
     active_per_collection: int = Field(default=1, ge=1)
@@ -79,23 +79,6 @@ class EgressSettings(_Group):
     closed: bool = False
     #: Proxy of the site that ours asks in turn; empty: as the hub's environment says.
     upstream: str = ""
-
-
-class SlurmSettings(_Group):
-    """How builds are submitted to Slurm."""
-
-    partition: str = ""
-    account: str = ""
-    constraint: str = ""
-    reservation: str = ""
-    qos: str = ""
-    memory: int = 8 * GIB
-    cores: int = 2
-    #: Folder on the node for scratch; variables of the job are expanded there.
-    scratch: str = "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}"
-    poll: float = 5.0
-    #: Further `#SBATCH` directives, by name.
-    extra: dict[str, str] = Field(default_factory=dict)
 
 
 class SourceSettings(_Group):
@@ -193,7 +176,6 @@ class Settings(BaseSettings):
     notice: str = ""
     builds: BuildSettings = Field(default_factory=BuildSettings)
     egress: EgressSettings = Field(default_factory=EgressSettings)
-    slurm: SlurmSettings = Field(default_factory=SlurmSettings)
     sources: SourceSettings = Field(default_factory=SourceSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
