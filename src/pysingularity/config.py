@@ -29,7 +29,7 @@ TABLE: dict[str, tuple[str, object, tuple[str, ...], str]] = {
     ),
     "warm seconds": (
         NUMBER,
-        0,
+        10,
         (),
         "How long a mounted image is kept for the user's next container of it; 0 for never",
     ),

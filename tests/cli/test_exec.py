@@ -376,7 +376,7 @@ def test_own_processes_are_reaped_and_end_together(sing, as_user, box):
 def test_nothing_survives_kill_9(as_user, image, options):
     words = ["singularity", "exec", *options, image, "sh", "-c", "echo ready; exec sleep 1000"]
     before = _servers()
-    child = as_user.popen(words, stdout=subprocess.PIPE)
+    child = as_user.popen(words, stdout=subprocess.PIPE, env={"SINGULARITY_IMAGE_KEEP": "0"})
     assert child.stdout.readline() == b"ready\n"
     servers = _servers() - before
     assert servers

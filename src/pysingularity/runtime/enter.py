@@ -15,7 +15,7 @@ from pysingularity import messages
 from pysingularity.errors import HostError, SingularityError, UserError
 from pysingularity.image.mount import Pending, kernel_squashfs, serve
 from pysingularity.linux import capabilities
-from pysingularity.linux.mounts import MNT_DETACH, MS_REC, MS_SLAVE, mount, pivot_root, unmount
+from pysingularity.linux.mounts import MNT_DETACH, MS_REC, MS_SLAVE, mount, move_mount, pivot_root, unmount
 from pysingularity.linux.namespaces import NEWNET, NEWNS, NEWPID, NEWUSER, map_self, sethostname, unshare
 from pysingularity.linux.process import (
     SIGKILL,
@@ -30,8 +30,9 @@ from pysingularity.runtime.binds import attach, ordered
 from pysingularity.runtime.environment import EnvironmentPlan, compose, find_program, origins
 from pysingularity.runtime.network import loopback_up
 from pysingularity.runtime.overlay import Session
-from pysingularity.runtime.spec import KEEP, ROOT, SQUASHFS, LaunchSpec, Layer
+from pysingularity.runtime.spec import KEEP, ROOT, SELF, SQUASHFS, LaunchSpec, Layer
 from pysingularity.runtime.supervise import attend, block_signals, restore_mask
+from pysingularity.runtime.warm import Warm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,18 +52,17 @@ def enter(spec: LaunchSpec) -> NoReturn:
     if spec.connection is not None:
         spec.connection.outside()
     mask = block_signals() if spec.pid_namespace else None
-    pending = _leave_host(spec)
+    warm = _warm(spec)
+    pending = _leave_host(spec, warm)
     if not spec.pid_namespace:
-        _build(spec, pending)
+        _build(spec, pending, warm)
         become(spec)
     report, tell = posix.pipe()
     first = posix.fork()
     if first == 0:
         posix.close(report)
-        _first_process(spec, pending, mask, tell)
+        _first_process(spec, pending, warm, mask, tell)
     posix.close(tell)
-    if spec.started is not None:
-        spec.started(first)
     for server in pending.values():
         server.close()
     if spec.started is not None:
@@ -134,7 +134,14 @@ def _layers(spec: LaunchSpec) -> list[Layer]:
     return [layer for layer in found if layer.kind == SQUASHFS]
 
 
-def _leave_host(spec: LaunchSpec) -> dict[int, Pending]:
+def _warm(spec: LaunchSpec) -> Warm | None:
+    """Return the warm image of this start, where that makes sense."""
+    if spec.warm > 0 and spec.identity == SELF and spec.image.kind == SQUASHFS and spec.squash_owners:
+        return Warm(spec.image, spec.warm)
+    return None
+
+
+def _leave_host(spec: LaunchSpec, warm: Warm | None) -> dict[int, Pending]:
     """Make the namespaces; start a server for every image in a file, at the only moment that suits it.
 
     A server has to open /dev/fuse inside the new user namespace, but must stay outside the new mount namespace: inside
@@ -145,7 +152,9 @@ def _leave_host(spec: LaunchSpec) -> dict[int, Pending]:
     files = _layers(spec)
     pending: dict[int, Pending] = {}
     try:
-        if spec.identity == KEEP:
+        if warm is not None and len(files) == 1 and warm.join(rest):
+            return pending
+        if spec.identity == KEEP or (warm is not None and warm.joined):
             inside = (uid, gid)
         else:
             unshare(NEWUSER | (0 if files else rest))
@@ -199,7 +208,7 @@ def no_namespaces(error: OSError) -> SingularityError:
     return HostError("no-user-namespaces", f"this machine does not let you make containers: {why}", hint=hint)
 
 
-def _build(spec: LaunchSpec, pending: dict[int, Pending]) -> None:
+def _build(spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None) -> None:
     """Put the file tree together and make it the root."""
     posix.umask(0)
     try:
@@ -219,11 +228,21 @@ def _build(spec: LaunchSpec, pending: dict[int, Pending]) -> None:
         server = pending.get(id(layer))
         if server is not None:
             server.mount(target)
+            # A keeper holds every namespace it is born into: only where those are the host's.
+            if warm is not None and layer is spec.image and not spec.namespaces and not spec.pid_namespace:
+                warm.keep(target)
+        elif warm is not None and layer is spec.image and warm.tree >= 0:
+            folder = posix.open(target, posix.O_PATH | posix.O_CLOEXEC)
+            move_mount(warm.tree, folder)
+            posix.close(folder)
+            posix.close(warm.tree)
         elif layer.kind == SQUASHFS and not kernel_squashfs(layer.path, layer.offset, layer.size, target):
             raise HostError("no-loop", f"{layer.path}: the kernel cannot mount it", hint="set: image driver = python")
 
     root = session.root(attach_layer, placed)
     attach(spec, session, root, placed)
+    if warm is not None:
+        warm.close()
     for server in pending.values():
         server.close()
     posix.fchdir(root)
@@ -238,13 +257,15 @@ def _build(spec: LaunchSpec, pending: dict[int, Pending]) -> None:
         loopback_up()
 
 
-def _first_process(spec: LaunchSpec, pending: dict[int, Pending], mask: object, tell: int) -> NoReturn:
+def _first_process(
+    spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None, mask: object, tell: int
+) -> NoReturn:
     """Be process 1 of the pid namespace: build the root, start the program, reap until it has ended."""
     status = 255 << 8
     try:
         # Before the tree is built: whoever started us may be killed at any moment.
         die_with_parent(SIGKILL)
-        _build(spec, pending)
+        _build(spec, pending, warm)
         if not spec.init:
             restore_mask(mask)
             become(spec)
@@ -258,11 +279,13 @@ def _first_process(spec: LaunchSpec, pending: dict[int, Pending], mask: object, 
                 messages.fatal(str(error))
             except KeyboardInterrupt:
                 pass
+            if spec.failure >= 0:
+                posix.write(spec.failure, b"!")
             posix._exit(255)
         _lose_rights(spec)
         # The program must be able to see the end of its own pipes: process 1 lets go of everything.
         close_others((2, tell))
-        status = attend(child, reap=True)
+        status = attend(child, reap=True, lingers=spec.lingers)
     except SingularityError as error:
         messages.fatal(str(error))
     except BaseException as error:
@@ -286,6 +309,8 @@ def become(spec: LaunchSpec) -> NoReturn:
     """Turn into the program: folder, environment, rights, execve."""
     environment = spec.env
     words = program(spec.action, spec.argv, spec.app, spec.shell)
+    if not words:
+        posix._exit(0)  # an instance without a startscript has nothing to do but be there
     if isinstance(environment, EnvironmentPlan):
         if spec.explain:
             _explain(environment)
@@ -310,10 +335,11 @@ def become(spec: LaunchSpec) -> NoReturn:
         capabilities.drop_bounding(spec.capabilities)
     if spec.no_new_privs:
         no_new_privs()
-    if spec.keep_descriptors is not None:
-        close_others((0, 1, 2, *spec.keep_descriptors))
     if spec.emulate_root is not None:
         spec.emulate_root()
+    # Afterwards, because emulation talks to its supervisor through a descriptor of its own.
+    if spec.keep_descriptors is not None:
+        close_others((0, 1, 2, *spec.keep_descriptors))
     _execute(path, argv, env)
 
 

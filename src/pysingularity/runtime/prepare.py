@@ -177,7 +177,7 @@ class _Preparation:
             driver=str(self.settings["image driver"]),
             loopback=bool(spaces & NEWNET),
             connection=connection,
-            warm=self.settings.number("warm seconds"),
+            warm=self._warm(),
             name=self._name(),
             explain=bool(options.explain_env),
         )
@@ -608,6 +608,11 @@ class _Preparation:
                 "no-capability", f"there is no capability {name}", hint="for example: CAP_NET_RAW"
             ) from None
         return None if mask == every else mask
+
+    def _warm(self) -> int:
+        """Return for how many seconds the mounted image is kept: SINGULARITY_IMAGE_KEEP, else the setting."""
+        text = self.environ.get("SINGULARITY_IMAGE_KEEP", "")
+        return int(text) if text.isdigit() else self.settings.number("warm seconds")
 
     def _network(self) -> Connection | None:
         """Return what connects the container's own network, None for nothing."""

@@ -146,6 +146,8 @@ class LaunchSpec:
             host's file system is out of sight then.
         before_start: called once in the host's view, before any namespace is made (cgroups); or None.
         started: called outside with the pid of process 1 (host's view) once that exists (instances); or None.
+        failure: descriptor that is written to when the program cannot be started, and that execve closes; -1 for none.
+        lingers: process 1 goes on when the program has ended well (instances).
         keep_descriptors: descriptors ≥ 3 that the program inherits; None for all that the caller passed.
         loopback: bring the loopback interface of a new network namespace up.
         connection: what connects a new network namespace to the host's; or None.
@@ -168,11 +170,13 @@ class LaunchSpec:
         "emulate_root",
         "env",
         "explain",
+        "failure",
         "hostname",
         "identity",
         "image",
         "init",
         "keep_descriptors",
+        "lingers",
         "loopback",
         "mounts",
         "name",
@@ -220,6 +224,8 @@ class LaunchSpec:
         emulate_root: Callable[[], None] | None = None,
         before_start: Callable[[], None] | None = None,
         started: Callable[[int], None] | None = None,
+        lingers: bool = False,
+        failure: int = -1,
         keep_descriptors: Sequence[int] | None = None,
         loopback: bool = False,
         connection: Connection | None = None,
@@ -235,7 +241,8 @@ class LaunchSpec:
         self.session_size, self.squash_owners, self.driver = session_size, squash_owners, driver
         self.emulate_root, self.before_start, self.keep_descriptors = emulate_root, before_start, keep_descriptors
         self.app, self.shell, self.connection, self.explain = app, shell, connection, explain
-        self.loopback, self.warm, self.name, self.started = loopback, warm, name, started
+        self.loopback, self.warm, self.name, self.started, self.lingers = loopback, warm, name, started, lingers
+        self.failure = failure
 
     def describe(self) -> list[str]:
         """Say line by line what will be done."""

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warm images: for some seconds after a start, the mounted image waits for the user's next container of it.
+
+A sleeping process, the keeper, holds a mount namespace with the image in it. The next start joins that (and its user
+namespace) and takes a copy, which is as good as an own one: no server to start, and all containers of the user share
+one server and one page cache. The keeper only ever lets go of its own namespace; the file system ends with the last
+container. It is joined only when the host's mounts are exactly those it saw, so nobody gets an old view.
+
+A keeper is found through a small file in a folder that belongs to the user alone: pid and start time of the process,
+the place of the image, and the list of mounts. A lock lets one of many first starters mount and the others wait.
+Start ring.
+"""
+
+from __future__ import annotations
+
+import posix
+import time
+
+from pysingularity import messages
+from pysingularity.linux import capabilities
+from pysingularity.linux.mounts import open_tree, unmount
+from pysingularity.linux.namespaces import NEWNS, NEWUSER, setns, unshare
+from pysingularity.linux.process import close_others, set_name, start_time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pysingularity.runtime.spec import Layer
+
+#: How long a start waits for another one that is mounting the same image, in seconds.
+PATIENCE = 1.0
+_LARGEST = 1 << 20
+
+
+class Warm:
+    """The warm image of one start: `tree` is a copy of its mount once joined, else -1.
+
+    Arguments:
+        layer: the image.
+        seconds: how long it waits for the next start.
+    """
+
+    def __init__(self, layer: Layer, seconds: int) -> None:
+        self.seconds, self.tree, self.joined, self._lock = seconds, -1, False, -1
+        self._holds = self._kept = False
+        self.view = _read("/proc/self/mountinfo")
+        self.path = ""
+        folder = _folder()
+        if folder:
+            state = posix.stat(layer.path)
+            self.path = (
+                f"{folder}/{state.st_dev:x}-{state.st_ino:x}-{state.st_size:x}-{state.st_mtime_ns:x}"
+                f"-{layer.offset:x}-{posix.getgid()}"
+            )
+
+    def join(self, namespaces: int) -> bool:
+        """Enter the keeper's namespaces and take a copy; return whether there was one.
+
+        Arguments:
+            namespaces: all that are to be new, mount included; made when joining succeeds.
+        """
+        if not self.path:
+            return False
+        found = self._find()
+        if found is None:
+            self._take_turn()
+            found = self._find()
+            if found is None:
+                return False
+        user, mnt, place = found
+        try:
+            setns(user, NEWUSER)
+            self.joined = True
+            setns(mnt, NEWNS)
+            posix.statvfs(place)  # the one question that is never answered from a cache: is the server alive?
+            unshare(namespaces)
+            self.tree = open_tree(place, recursive=False)
+            unmount(place.rpartition("/")[0])
+            posix.utime(self.path)
+        except OSError as error:
+            messages.debug(f"warm image not usable: {error}")
+            if self.tree >= 0:
+                posix.close(self.tree)
+            self.tree = -1
+            return False
+        finally:
+            posix.close(user)
+            posix.close(mnt)
+            self.close()
+        return True
+
+    def _find(self) -> tuple[int, int, str] | None:
+        """Return descriptors of the keeper's user and mount namespace, and the place of the image."""
+        data = _read(self.path, mine=True)
+        head, _, view = data.partition(b"\n")
+        words = head.decode("utf-8", "surrogateescape").split(" ", 2)
+        if len(words) != 3 or view != self.view:
+            return None
+        opened: list[int] = []
+        try:
+            for name in ("user", "mnt"):
+                opened.append(posix.open(f"/proc/{words[0]}/ns/{name}", posix.O_RDONLY | posix.O_CLOEXEC))  # noqa: PERF401
+            # Asked after opening: what was opened belongs to the process that began then, not to one with its number.
+            if start_time(int(words[0])) == int(words[1]):
+                return opened[0], opened[1], words[2]
+        except (OSError, ValueError) as error:
+            messages.debug(f"no warm image: {error}")
+        for descriptor in opened:
+            posix.close(descriptor)
+        return None
+
+    def _take_turn(self) -> None:
+        """Take the lock, or wait until somebody else has mounted the image."""
+        try:
+            self._lock = posix.open(self.path + ".lock", posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, 0o600)
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    posix.lockf(self._lock, posix.F_TLOCK, 0)
+                    self._holds = True
+                    return
+                except OSError:
+                    if time.monotonic() > deadline:
+                        return
+                time.sleep(0.002)
+        except OSError as error:
+            messages.debug(f"{self.path}: {error}")
+
+    def keep(self, place: str) -> None:
+        """Leave a keeper behind for the image mounted at `place`, and let the others have their turn."""
+        if not self.path:
+            return
+        wait, ready = posix.pipe()
+        child = posix.fork()
+        if child == 0:
+            try:
+                if posix.fork() == 0:
+                    self._keep(place, ready)
+            finally:
+                posix._exit(0)
+        posix.close(ready)
+        posix.read(wait, 1)
+        posix.close(wait)
+        posix.waitpid(child, 0)
+        self._kept = True
+        self.close()
+
+    def _keep(self, place: str, ready: int) -> None:
+        posix.setsid()
+        posix.chdir("/")
+        null = posix.open("/dev/null", posix.O_RDWR)
+        for number in (0, 1, 2):
+            if number != ready:
+                posix.dup2(null, number)
+        close_others((0, 1, 2, ready))
+        unshare(NEWNS)
+        set_name("singularity-kp")
+        capabilities.set_all(0)
+        me = posix.getpid()
+        draft = f"{self.path}.{me}"
+        file = posix.open(draft, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
+        posix.write(file, f"{me} {start_time(me)} {place}\n".encode("utf-8", "surrogateescape") + self.view)
+        mine = posix.fstat(file).st_ino
+        posix.close(file)
+        posix.rename(draft, self.path)
+        posix.write(ready, b"x")
+        posix.close(ready)
+        left: float = self.seconds
+        while left > 0:
+            time.sleep(left)
+            try:
+                state = posix.stat(self.path)
+            except OSError:
+                return
+            if state.st_ino != mine:  # somebody started another keeper (the host's mounts have changed)
+                return
+            left = state.st_mtime + self.seconds - time.time()
+        for path in (self.path, self.path + ".lock"):
+            try:
+                posix.unlink(path)
+            except FileNotFoundError:
+                pass
+
+    def close(self) -> None:
+        """Give the lock back; where no keeper came of it, its file goes too."""
+        if self._lock >= 0:
+            if self._holds and not self._kept:
+                try:
+                    posix.unlink(self.path + ".lock")
+                except FileNotFoundError:
+                    pass
+            posix.close(self._lock)
+            self._lock = -1
+
+
+def _folder() -> str:
+    """Return the folder of this user's keepers, "" when there is none that nobody else can write."""
+    uid = posix.getuid()
+    for path in (f"/run/user/{uid}/singularity", f"/dev/shm/singularity-{uid}", f"/tmp/.singularity-{uid}"):
+        try:
+            posix.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        except OSError:
+            continue
+        state = posix.lstat(path)
+        if state.st_mode & 0o170077 == 0o040000 and state.st_uid == uid:
+            return path
+    return ""
+
+
+def _read(path: str, *, mine: bool = False) -> bytes:
+    """Return the content of a file; nothing when it is not there, or (mine) not this user's own regular file."""
+    try:
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
+    except OSError:
+        return b""
+    try:
+        if mine and posix.fstat(descriptor).st_uid != posix.getuid():
+            return b""
+        data = b""
+        while len(data) < _LARGEST and (part := posix.read(descriptor, _LARGEST)):
+            data += part
+        return data
+    finally:
+        posix.close(descriptor)
