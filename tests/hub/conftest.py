@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,13 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the hub extra: pip install '.[hub]'")
 pytest.importorskip("sqlalchemy", reason="needs the hub extra: pip install '.[hub]'")
 
+import sqlalchemy as sa
+
 from pysingularity.hub.context import Hub
+from pysingularity.hub.models import Collection
 from pysingularity.hub.settings import load_settings, make_data_folder
 
+from .shelf import run
 from .world import BUILDER, Repository, Server
 
 
@@ -35,11 +41,10 @@ def repository(tmp_path: Path) -> Repository:
     return Repository(tmp_path / "repository")
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A data folder with settings for tests and a migrated database."""
-    folder = make_data_folder(
-        tmp_path / "data",
+def make_data(folder: Path) -> Path:
+    """Make a data folder with settings for tests and a migrated database."""
+    data = make_data_folder(
+        folder / "data",
         f"""name = "Test Hub"
 [builds]
 program = [{json.dumps(sys.executable)}, "-I", {json.dumps(str(BUILDER))}]
@@ -47,15 +52,21 @@ readable = [{json.dumps(str(BUILDER.parent))}]
 lease = 5.0
 [sources]
 protocols = ["https", "file"]
-local = [{json.dumps(str(tmp_path))}]
+local = [{json.dumps(str(folder))}]
 [storage]
 reserve = 0
 """,
     )
-    hub = Hub(load_settings(folder))
+    hub = Hub(load_settings(data))
     hub.database.migrate()
     hub.close()
-    return folder
+    return data
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder of the test's own."""
+    return make_data(tmp_path)
 
 
 @pytest.fixture
@@ -69,9 +80,47 @@ def hub(data: Path) -> Iterator[Hub]:
 @pytest.fixture
 def server(data: Path) -> Iterator[Server]:
     """A running hub with the administrator `lab` and his token."""
+    server = started(data)
+    yield server
+    server.stop()
+
+
+def started(data: Path) -> Server:
+    """Start a hub."""
     server = Server(data)
     server.command("user", "add", "lab", "--admin", "--password-stdin", text="correct horse\n")
     server.token = server.command("token", "create", "--user", "lab", "--scope", "read,push,build,admin").strip()
     server.start()
-    yield server
+    return server
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Hub]]:
+    """One running hub for all tests of a file, and the same hub opened; starting one for each takes too long."""
+    data = make_data(tmp_path_factory.mktemp("stand"))
+    server = started(data)
+    hub = Hub(load_settings(data))
+    yield server, hub
+    hub.close()
     server.stop()
+
+
+@pytest.fixture
+def clean(stand: tuple[Server, Hub]) -> tuple[Server, Hub]:
+    """The running hub without collections of earlier tests."""
+    with stand[1].write() as session:
+        session.execute(sa.delete(Collection))
+    return stand
+
+
+@pytest.fixture
+def reference() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The reference client, as a function of its arguments; `REFERENCE_APPTAINER` names the program."""
+    program = os.environ.get("REFERENCE_APPTAINER", "")
+    if not program or shutil.which(program) is None:
+        pytest.skip("needs the reference client: REFERENCE_APPTAINER=PROGRAM")
+
+    def call(*words: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+        return run(program, *words, **options)
+
+    return call

@@ -6,8 +6,6 @@ The doors are routers of their own (`api`, `protocols`, `pages`); this file only
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -17,13 +15,9 @@ from pysingularity.hub import doors
 from pysingularity.hub.api import builds, collections, deliveries, images, people, service
 from pysingularity.hub.context import Hub
 from pysingularity.hub.errors import HubError
+from pysingularity.hub.front import Front
+from pysingularity.hub.protocols import https, shub
 from pysingularity.version import __version__
-
-#: Nothing on a page comes from elsewhere, and nobody puts our pages into his.
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-)
 
 
 def make_app(hub: Hub) -> FastAPI:
@@ -38,21 +32,15 @@ def make_app(hub: Hub) -> FastAPI:
     )
     app.state.hub = hub
     app.state.limits = doors.Limits(hub.settings)
+    app.include_router(https.router)  # before `images`, whose OWNER/NAME would match it
     for router in (service.router, collections.router, builds.router, images.router, deliveries.router, people.router):
         app.include_router(router)
+    app.include_router(shub.router)
     app.add_exception_handler(SingularityError, _our_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.middleware("http")(_headers)
+    app.add_middleware(Front)
     return app
-
-
-async def _headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    response.headers.setdefault("Referrer-Policy", "same-origin")
-    response.headers.setdefault("Content-Security-Policy", POLICY)
-    return response
 
 
 async def _our_error(request: Request, error: Exception) -> Response:

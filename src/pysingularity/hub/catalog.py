@@ -231,7 +231,8 @@ def find_image(
     if digest:
         value = digest.lower().removeprefix("sha256:").removeprefix("sha256.")
         matches = sa.or_(Image.version == value, Image.commit == value, Image.key == value, Image.sha256 == value)
-        query = known.where(matches).order_by(Image.id.desc())
+        # what was built for a pull request comes last: it must not stand before what was published
+        query = known.where(matches).order_by(Image.hidden, Image.id.desc())
         found = session.scalar(query.where(Image.tag == tag).limit(1)) if tag else None
         found = found or session.scalar(query.limit(1))
     else:
@@ -280,14 +281,16 @@ def set_tag(session: Session, image: Image, tag: str, *, manifest: str = "") -> 
 def unique_key(session: Session, container: Container, commit: str, version: str) -> str:
     """Return the `commit` that shub clients are told for a new image: unique, since their cache knows nothing else.
 
-    The plain commit while no other image has it, then commit and version, then those with a number.
+    The plain commit while no other image of the whole hub has it, then commit and version, then those with a number;
+    the same file in another collection may share it.
     """
     base = commit or version
     candidates = [base, f"{base}-{version}"] if commit else [base]
     number = 2
     while True:
         key = candidates.pop(0) if candidates else f"{base}-{version}-{number}"
-        taken = session.scalar(sa.select(Image.id).where(Image.key == key, Image.container_id == container.id).limit(1))
+        others = sa.or_(Image.version != version, Image.container_id == container.id)
+        taken = session.scalar(sa.select(Image.id).where(Image.key == key, others).limit(1))
         if not taken:
             return key
         number += not candidates

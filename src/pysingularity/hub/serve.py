@@ -23,6 +23,7 @@ from pysingularity.errors import HostError
 from pysingularity.hub import robots
 from pysingularity.hub.app import make_app
 from pysingularity.hub.context import Hub
+from pysingularity.hub.front import Protocol
 from pysingularity.hub.settings import Settings, load_settings
 from pysingularity.linux import process
 
@@ -108,6 +109,10 @@ def web(settings: Settings, handle: socket.socket) -> None:
     hub = Hub(settings)
     config = uvicorn.Config(
         make_app(hub),
+        # Our own protocol sends files by sendfile(2); other loops than Python's do not offer that.
+        http=Protocol,
+        loop="asyncio",
+        ws="none",
         log_level="warning",
         access_log=False,
         # Headers of proxies are read by `doors`, which knows whom to trust.
@@ -115,7 +120,6 @@ def web(settings: Settings, handle: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=5,
         timeout_keep_alive=30,
-        h11_max_incomplete_event_size=64 << 10,
     )
     uvicorn.Server(config).run(sockets=[handle])
     hub.close()

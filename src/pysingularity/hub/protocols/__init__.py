@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The doors that clients of containers knock at: shub, library, OCI distribution, and plain downloads."""
