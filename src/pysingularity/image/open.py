@@ -3,7 +3,7 @@
 
 Content decides, never the name: images of Singularity 2.x may begin with a line that makes them programs, and their
 file system starts behind it. Nothing is mounted and nothing inside the file system is read here; that is `image.mount`,
-`squashfs.reader` and `image.metadata`. Start ring: imports only posix, stat, struct and `sif`.
+`squashfs.reader` and `image.metadata`. Start ring: imports only posix, stat and struct; `sif` for SIF files.
 """
 
 from __future__ import annotations
@@ -13,24 +13,18 @@ import stat
 from struct import unpack_from
 
 from pysingularity.errors import ImageError
-from pysingularity.sif import layout
-from pysingularity.sif.file import SifFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from pysingularity.sif.file import SifFile
     from pysingularity.sif.layout import Descriptor
 
 #: Names of the file systems that a partition can hold, by SIF's numbers.
-FILE_SYSTEMS = {
-    layout.SQUASHFS: "squashfs",
-    layout.EXT3: "ext3",
-    layout.ARCHIVE: "archive",
-    layout.RAW_FS: "raw",
-    layout.ENCRYPTED_SQUASHFS: "encrypted",
-    layout.GOCRYPTFS_SQUASHFS: "gocryptfs",
-}
+FILE_SYSTEMS = {1: "squashfs", 2: "ext3", 3: "archive", 4: "raw", 5: "encrypted", 6: "gocryptfs"}
+#: What stands at byte 32 of a SIF file; `sif` itself is loaded when it does.
+SIF_MAGIC = b"SIF_MAGIC\0"
 HEAD = 4096
 #: How far the line that starts `run-singularity` may reach in an image of Singularity 2.x.
 LAUNCH_REACH = 2048
@@ -144,7 +138,7 @@ def _recognize(path: str, fd: int) -> Image:
         raise ImageError("unreadable-image", f"{path}: neither a file nor a folder")
     size = status.st_size
     head = os.pread(fd, HEAD, 0)
-    if head[32:42] == layout.MAGIC:
+    if head[32:42] == SIF_MAGIC:
         return _sif(path, fd)
     offset = launch_length(head)
     if head[offset : offset + 4] == SQUASHFS_MAGIC:
@@ -175,6 +169,9 @@ def check_ext3(head: bytes, offset: int, path: str) -> None:
 
 
 def _sif(path: str, fd: int) -> Image:
+    from pysingularity.sif import layout  # a millisecond that sandboxes and bare squashfs do without
+    from pysingularity.sif.file import SifFile
+
     sif = SifFile.open(fd, path=path)
     primary = sif.primary()
     if primary is None:

@@ -3,8 +3,9 @@
 
 Without a pid namespace nothing is forked: the process that the user started becomes the container's program, so exit
 status, signals, job control and the controlling terminal are exact by construction. The order of the calls is forced by
-the kernel; where that is surprising a comment says why. Start ring: after `pivot_root` the interpreter's own library is
-out of sight, so every module is imported at the top.
+the kernel; where that is surprising a comment says why. Start ring: what only image files, pid namespaces or networks
+need is imported when they are asked for, but always before `pivot_root`: after it the interpreter's own library is out
+of sight.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import posix
 
 from pysingularity import messages
 from pysingularity.errors import HostError, SingularityError, UserError
-from pysingularity.image.mount import Pending, kernel_squashfs, serve
 from pysingularity.linux import capabilities
 from pysingularity.linux.mounts import MNT_DETACH, MS_REC, MS_SLAVE, mount, move_mount, pivot_root, unmount
 from pysingularity.linux.namespaces import NEWNET, NEWNS, NEWPID, NEWUSER, map_self, sethostname, unshare
@@ -28,15 +28,15 @@ from pysingularity.linux.process import (
 from pysingularity.runtime.actions import program
 from pysingularity.runtime.binds import attach, ordered
 from pysingularity.runtime.environment import EnvironmentPlan, compose, find_program, origins
-from pysingularity.runtime.network import loopback_up
 from pysingularity.runtime.overlay import Session
 from pysingularity.runtime.spec import KEEP, ROOT, SELF, SQUASHFS, LaunchSpec, Layer
-from pysingularity.runtime.supervise import attend, block_signals, restore_mask
-from pysingularity.runtime.warm import Warm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
+
+    from pysingularity.image.mount import Pending
+    from pysingularity.runtime.warm import Warm
 
 _ENOENT, _EACCES, _EPERM, _ENOSPC, _ENOEXEC, _EINVAL = 2, 13, 1, 28, 8, 22
 
@@ -51,12 +51,14 @@ def enter(spec: LaunchSpec) -> NoReturn:
         spec.before_start()
     if spec.connection is not None:
         spec.connection.outside()
-    mask = block_signals() if spec.pid_namespace else None
     warm = _warm(spec)
-    pending = _leave_host(spec, warm)
     if not spec.pid_namespace:
-        _build(spec, pending, warm)
+        _build(spec, _leave_host(spec, warm), warm)
         become(spec)
+    from pysingularity.runtime.supervise import attend, block_signals, restore_mask
+
+    mask = block_signals()
+    pending = _leave_host(spec, warm)
     report, tell = posix.pipe()
     first = posix.fork()
     if first == 0:
@@ -137,6 +139,8 @@ def _layers(spec: LaunchSpec) -> list[Layer]:
 def _warm(spec: LaunchSpec) -> Warm | None:
     """Return the warm image of this start, where that makes sense."""
     if spec.warm > 0 and spec.identity == SELF and spec.image.kind == SQUASHFS and spec.squash_owners:
+        from pysingularity.runtime.warm import Warm
+
         return Warm(spec.image, spec.warm)
     return None
 
@@ -161,6 +165,8 @@ def _leave_host(spec: LaunchSpec, warm: Warm | None) -> dict[int, Pending]:
             inside = (0, 0) if spec.identity == ROOT else (uid, gid)
             map_self(*inside, uid, gid)
         if files:
+            from pysingularity.image.mount import serve
+
             for layer in files:
                 if id(layer) not in pending and not _by_kernel(spec):
                     pending[id(layer)] = serve(layer.path, layer.offset, layer.size, inside, squash=spec.squash_owners)
@@ -236,7 +242,11 @@ def _build(spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None) -> 
             move_mount(warm.tree, folder)
             posix.close(folder)
             posix.close(warm.tree)
-        elif layer.kind == SQUASHFS and not kernel_squashfs(layer.path, layer.offset, layer.size, target):
+        else:
+            from pysingularity.image.mount import kernel_squashfs
+
+            if kernel_squashfs(layer.path, layer.offset, layer.size, target):
+                return
             raise HostError("no-loop", f"{layer.path}: the kernel cannot mount it", hint="set: image driver = python")
 
     root = session.root(attach_layer, placed)
@@ -245,6 +255,10 @@ def _build(spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None) -> 
         warm.close()
     for server in pending.values():
         server.close()
+    if spec.loopback and spec.namespaces & NEWNET:
+        from pysingularity.runtime.network import loopback_up
+
+        loopback_up()
     posix.fchdir(root)
     pivot_root(".", ".")
     unmount(".", MNT_DETACH)
@@ -253,14 +267,14 @@ def _build(spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None) -> 
     session.close()
     if spec.hostname:
         sethostname(spec.hostname)
-    if spec.loopback and spec.namespaces & NEWNET:
-        loopback_up()
 
 
 def _first_process(
     spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None, mask: object, tell: int
 ) -> NoReturn:
     """Be process 1 of the pid namespace: build the root, start the program, reap until it has ended."""
+    from pysingularity.runtime.supervise import attend, restore_mask
+
     status = 255 << 8
     try:
         # Before the tree is built: whoever started us may be killed at any moment.
