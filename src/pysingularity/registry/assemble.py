@@ -107,7 +107,14 @@ def assemble(
         force=force,
     )
     with assembly as sif:
-        root, _ = merge_layers(open_layer, len(layers), sif.writer, when=when, done=done)
+        try:
+            root, _ = merge_layers(open_layer, len(layers), sif.writer, when=when, done=done)
+        except ImageError as error:
+            if error.id == "bad-layer":
+                # Perhaps it is not what its digest says: then that is the error, and what was kept of it goes.
+                for layer in layers:
+                    layer.finish()
+            raise
         for layer in layers:
             layer.finish()
         sif.put(root, entries)
