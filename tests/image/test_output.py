@@ -116,7 +116,8 @@ def test_failed_folder_is_removed_whatever_its_modes(tmp_path):
 
 
 SLOW = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
 from pysingularity.image.output import Orderly, OutputFile, OutputFolder
 kind = OutputFolder if sys.argv[1] == "folder" else OutputFile
 with Orderly(), kind(sys.argv[2], force=True) as out:

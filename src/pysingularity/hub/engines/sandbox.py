@@ -207,6 +207,9 @@ def _first(spec: dict[str, Any], trees: dict[str, int], words: list[str]) -> int
     for name, text in _etc(spec).items():
         with open(f"{root}/etc/{name}", "w", encoding="utf-8") as file:
             file.write(text)
+    # The room's own /tmp first: something readable may lie below the host's.
+    _attach(trees.pop("/scratch"), f"{root}/scratch")
+    mounts.mount(f"{root}/scratch/tmp", f"{root}/tmp", None, mounts.MS_BIND)
     for target, tree in trees.items():
         _attach(tree, root + target)
     mounts.mount("proc", f"{root}/proc", "proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC)
@@ -226,7 +229,6 @@ def _first(spec: dict[str, Any], trees: dict[str, int], words: list[str]) -> int
     os.chdir("/")
     mounts.unmount("/old")
     os.rmdir("/old")
-    mounts.mount("/scratch/tmp", "/tmp", None, mounts.MS_BIND)
     _links(spec)
     source = mounts.open_tree("/source")
     mounts.set_attributes(source, mounts.ATTR_RDONLY | mounts.ATTR_NOSUID | mounts.ATTR_NODEV)
