@@ -203,6 +203,16 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("cdi-dirs", "Where CDI files lie", kind=LIST, metavar="DIR", env=("CDI_DIRS",), group=DEVICES),
     # Fetching
+    Option(
+        "pull",
+        "Ask the registry for a newer image: missing (only for new names), always or never",
+        kind=TEXT,
+        metavar="WHEN",
+        env=("PULL",),
+        choices=("missing", "always", "never"),
+        group=FETCHING,
+    ),
+    Option("offline", "Use what the cache has; the same as --pull never", env=("OFFLINE",), group=FETCHING),
     Option("disable-cache", "Neither use nor fill the cache of images", env=("DISABLE_CACHE",), group=FETCHING),
     Option("no-https", "Talk to the registry without encryption", env=("NOHTTPS", "NO_HTTPS"), group=FETCHING),
     Option(
@@ -287,8 +297,22 @@ def local_image(text: str, arguments: Arguments, environ: dict[str, str]) -> str
             main.interruptible()
             from pysingularity.registry.fetch import fetch_for_run
 
+            if arguments.docker_login:
+                _ask_login(arguments)
+            if arguments.tmpdir:
+                environ["SINGULARITY_TMPDIR"] = str(arguments.tmpdir)
             return str(fetch_for_run(text, arguments, environ))
     return text
+
+
+def _ask_login(arguments: Arguments) -> None:
+    """Ask for name and password of the registry on the terminal, where they are not given."""
+    import getpass
+
+    if not arguments.docker_username:
+        arguments.docker_username = input("Registry user name: ")
+    if not arguments.docker_password:
+        arguments.docker_password = getpass.getpass("Registry password: ")
 
 
 def _dry_run(spec: object) -> NoReturn:
