@@ -50,9 +50,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("folder", type=Path)
     options.add_argument("--runs", type=int, default=3)
-    options.add_argument(
-        "--scratch", type=Path, help="where images and folders are made"
-    )
+    options.add_argument("--scratch", type=Path, help="where images and folders are made")
     options.add_argument("--level", default="15", help="of zstd, for both")
     given = options.parse_args()
     for program in ("mksquashfs", "unsquashfs"):
