@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pysingularity.build import trust
-from pysingularity.errors import HostError, UserError
+from pysingularity.errors import UserError
 from pysingularity.image.entries import Entry, put_into_folder
 from pysingularity.linux.mounts import open_in_root
 from pysingularity.runtime import spec as launch
@@ -260,16 +260,14 @@ def user_mounts(binds: Sequence[str], mounts: Sequence[str]) -> list[launch.Moun
 
 
 def gpu_mounts() -> list[launch.Mount]:
-    """Return the mounts of the GPU's libraries and programs for --nv.
-
-    Raises:
-        HostError: there is no GPU driver on this machine.
-    """
+    """Return the mounts of the GPU's libraries and programs for --nv; a machine without them is said and no error."""
+    from pysingularity import messages
     from pysingularity.runtime import gpu  # only for --nv
 
     found = gpu.nvidia()
     if not found.libraries and not found.devices:
-        raise HostError("no-gpu", "--nv: " + ("; ".join(found.missing) or "no NVIDIA driver was found"))
+        messages.warning("--nv: " + ("; ".join(found.missing) or "no NVIDIA driver was found"))
+        return []
     libraries = [
         launch.Mount(launch.BIND, f"/.singularity.d/libs/{name}", source=path, readonly=True)
         for name, path in found.libraries
