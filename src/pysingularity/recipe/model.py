@@ -24,6 +24,7 @@ KEYWORDS: dict[str, str] = {
     "namespace": "Namespace",
     "fingerprints": "Fingerprints",
     "setopt": "Setopt",
+    "checksum": "Checksum",
     "components": "Components",
     "keyring": "Keyring",
     "verify": "Verify",

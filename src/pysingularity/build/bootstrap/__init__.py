@@ -134,6 +134,21 @@ class BootstrapRequest:
             )
         return value
 
+    def check(self, digest: str, what: str) -> bool:
+        """Compare the SHA-256 of something fetched with the keyword Checksum; return whether there was one.
+
+        Raises:
+            UserError: they differ, or the keyword holds no SHA-256.
+        """
+        wanted = self.header.get("checksum", "").strip().lower().removeprefix("sha256:")
+        if not wanted:
+            return False
+        if len(wanted) != 64 or wanted.strip("0123456789abcdef"):
+            raise UserError("bad-keyword", f"Checksum: {wanted}: it is sha256: and 64 hexadecimal digits")
+        if digest != wanted:
+            raise UserError("wrong-content", f"{what}: has the checksum {digest}, not {wanted}: refused")
+        return True
+
 
 class BootstrapResult:
     """What an agent knows of the base it unpacked.

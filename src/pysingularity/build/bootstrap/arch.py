@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bootstrap: arch — Arch Linux and its kin, with the host's pacman.
 
-Keywords: MirrorURL (a mirror; $repo/os/$arch is added unless it stands there) or ConfURL (a whole pacman.conf), Include,
+Keywords: MirrorURL (a mirror; $repo/os/$arch is added unless it is there) or ConfURL (a whole pacman.conf), Include,
 Components (repositories of the mirror, core and extra), Verify (no: goes without signatures; else pacman's own
 keys of this host count). What pacstrap does around pacman, mounts and devices, we do already.
 """

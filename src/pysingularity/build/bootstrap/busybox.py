@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bootstrap: busybox — one static program and the links that make it a system.
 
-Keyword: MirrorURL, the address (or path) of the program or of the folder that has it as busybox-MACHINE.
+Keywords: MirrorURL, the address (or path) of the program or of the folder that has it as busybox-MACHINE, and Checksum
+(sha256:…) of the program.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
         data = _fetch(fetcher, url.rstrip("/"), machine)
     finally:
         fetcher.close()
+    digest = hashlib.sha256(data).hexdigest()
+    request.check(digest, url)
     if data[:4] != b"\x7fELF":
         raise UserError("no-program", f"{url}: is no program for Linux", hint="the file itself, not a page about it")
     with Tree(request.root) as tree:
@@ -55,7 +58,7 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
     status = request.run(["/bin/busybox", "--install", "-s"])
     if status:
         raise UserError("program-failed", f"{url}: busybox --install ended with status {status}; is it static?")
-    return BootstrapResult(digest=f"sha256:{hashlib.sha256(data).hexdigest()}", source=url)
+    return BootstrapResult(digest=f"sha256:{digest}", source=url)
 
 
 def _fetch(fetcher: Fetcher, url: str, machine: str) -> bytes:

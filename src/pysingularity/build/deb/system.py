@@ -230,7 +230,8 @@ class System:
             settle_owners(self.tree, self.request.way.owners, open_deb(job, self.tree).owned)
 
     def _diverted(self, path: bytes, one: str, other: str) -> bool:
-        return any(path in paths and owner in (one, other) for owner, paths in self._diversions.items())
+        names = one.partition(":")[0], other.partition(":")[0]
+        return any(path in paths and owner in names for owner, paths in self._diversions.items())
 
     def _replaces(self, winner: str, loser: str) -> bool:
         old = self.packages[loser]
