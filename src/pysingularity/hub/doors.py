@@ -14,13 +14,14 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 from fastapi.responses import JSONResponse
 
+from pysingularity.hub.accounts import passes
 from pysingularity.hub.accounts.limits import Limiter
 from pysingularity.hub.accounts.rights import ALL_SCOPES, Principal
 from pysingularity.hub.accounts.signin import COOKIE, check_csrf, check_password, find_sign_in
 from pysingularity.hub.accounts.tokens import PREFIX, find_token
 from pysingularity.hub.context import Hub
 from pysingularity.hub.errors import Unauthenticated
-from pysingularity.hub.models import SignIn, Token, now
+from pysingularity.hub.models import SignIn, Token, User, now
 from pysingularity.hub.settings import Settings
 
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -111,13 +112,32 @@ def _is_form(request: Request) -> bool:
     return kind in ("application/x-www-form-urlencoded", "multipart/form-data") and not api
 
 
+def _wrong_token() -> Unauthenticated:
+    return Unauthenticated(
+        "wrong-token", "the token is unknown, expired or taken back", headers={"WWW-Authenticate": "Bearer"}
+    )
+
+
+def _by_pass(hub: Hub, secret: str, address: str, share: str) -> Principal:
+    number = passes.read_pass(hub.settings.secret(), secret)
+    if number is None:
+        raise _wrong_token()
+    if number == 0:
+        return Principal(share=share, address=address)
+    with hub.read() as session:
+        user = session.get(User, number)
+    if user is None or not user.active:
+        raise _wrong_token()
+    return Principal(user, ALL_SCOPES, None, share, "password", "", address)
+
+
 def _by_token(hub: Hub, secret: str, address: str, share: str) -> Principal:
+    if secret.startswith(passes.PREFIX):
+        return _by_pass(hub, secret, address, share)
     with hub.read() as session:
         found = find_token(session, secret)
     if found is None:
-        raise Unauthenticated(
-            "wrong-token", "the token is unknown, expired or taken back", headers={"WWW-Authenticate": "Bearer"}
-        )
+        raise _wrong_token()
     token, user = found
     if token.used_at is None or now() - token.used_at > 300:
         with hub.write() as session:
