@@ -55,6 +55,7 @@ protocols = ["https", "file"]
 local = [{json.dumps(str(folder))}]
 [storage]
 reserve = 0
+part_size = 5242880
 """,
     )
     hub = Hub(load_settings(data))

@@ -16,7 +16,7 @@ from pysingularity.hub.api import builds, collections, deliveries, images, peopl
 from pysingularity.hub.context import Hub
 from pysingularity.hub.errors import HubError
 from pysingularity.hub.front import Front
-from pysingularity.hub.protocols import https, oci, shub
+from pysingularity.hub.protocols import https, library, library_push, oci, shub
 from pysingularity.version import __version__
 
 
@@ -36,7 +36,9 @@ def make_app(hub: Hub) -> FastAPI:
     for router in (service.router, collections.router, builds.router, images.router, deliveries.router, people.router):
         app.include_router(router)
     app.include_router(shub.router)
-    app.include_router(oci.router)
+    # The library's addresses below /v2 come first: a name in a registry has two parts, theirs have one.
+    for router in (library.router, library_push.router, oci.router):
+        app.include_router(router)
     app.add_exception_handler(SingularityError, _our_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

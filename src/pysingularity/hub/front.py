@@ -26,6 +26,8 @@ HEADERS = (
     (b"referrer-policy", b"same-origin"),
     (b"content-security-policy", POLICY.encode()),
 )
+#: Bytes and seconds for which a refusal waits for the rest of a request.
+DRAIN, DRAIN_SECONDS = 64 << 20, 5.0
 #: The ASGI extension by which an application hands over a file instead of its bytes.
 ZERO_COPY = "http.response.zerocopysend"
 _SHARE = re.compile(r"/t/([0-9A-Za-z]{8,64})(/.*)\Z", re.DOTALL)
@@ -45,14 +47,49 @@ class Front:
             return
         shorten(scope)
 
+        rest = _Rest(scope, receive)
+
         async def add_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if message["status"] >= 400:
+                    await rest.drain()
                 headers = message.setdefault("headers", [])
                 known = {name.lower() for name, _ in headers}
                 message["headers"] = [*headers, *((name, value) for name, value in HEADERS if name not in known)]
             await send(message)
 
-        await self.app(scope, receive, add_headers)
+        await self.app(scope, rest.receive, add_headers)
+
+
+class _Rest:
+    """What is still to come of a request's body.
+
+    Clients that are refused while they send see a broken connection in place of our answer, when it is closed with
+    their bytes unread; so a refusal waits for a body that is not too long.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._receive = receive
+        headers = dict(scope["headers"])
+        # Who expects our word first sends nothing when it is no.
+        self._open = b"expect" not in headers and (b"content-length" in headers or b"transfer-encoding" in headers)
+
+    async def receive(self) -> Message:
+        """Receive for the application."""
+        message = await self._receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            self._open = False
+        return message
+
+    async def drain(self) -> None:
+        """Read the rest, within limits of bytes and time."""
+        left = DRAIN
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._open and left > 0:
+                    left -= len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            return
 
 
 def shorten(scope: Scope) -> None:
