@@ -2,8 +2,8 @@
 """FUSE: the device, the mount, and the layout of the messages (linux/fuse.h, protocol 7.31). No file system in here.
 
 A server reads requests from the descriptor of /dev/fuse and writes answers to it. The descriptor must be opened inside
-the user namespace that later mounts it, or mount(2) says EINVAL. Before it is mounted a read says EPERM: a server has to
-wait for the mount. Start ring.
+the user namespace that later mounts it, or mount(2) says EINVAL. Before it is mounted a read says EPERM: a server has
+to wait for the mount. Start ring.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mounts: the kernel calls, one function each, and paths resolved inside a root only.
 
-What to mount is decided in `runtime.prepare`; this module only asks the kernel. Every function raises OSError naming the
-call and the path. Bind mounts use descriptors (open_tree, move_mount: mount_setattr(2), open_tree(2)), because a path
-inside a hostile image may be a symbolic link that leads out of it; `open_in_root` resolves with the image as root.
+What to mount is decided in `runtime.prepare`; this module only asks the kernel. Every function raises OSError naming
+the call and the path. Bind mounts use descriptors (open_tree, move_mount: mount_setattr(2), open_tree(2)), because a
+path inside a hostile image may be a symbolic link that leads out of it; `open_in_root` resolves with the image as root.
 Start ring.
 """
 
