@@ -6,7 +6,7 @@
         image/KEY.sif             finished images; KEY names what they were made from and how
         image/KEY.record          size, sha256 and identity of that file when it was last found whole
         tag/KEY                   what a tag pointed to, and when
-        net/KEY                   files fetched from plain addresses
+        layer/KEY                 where a layer's compressed files lie in which image (`registry.reuse`)
         partial/KEY               downloads that were cut; they are continued
         lock/KEY                  one lock a key
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 #: Kinds of entries: the folder's name and what `cache list` calls them.
-KINDS = ("image", "blob", "net", "tag", "partial")
+KINDS = ("image", "blob", "layer", "tag", "partial")
 #: How long a lock made of a hard link may go without a heartbeat, in seconds.
 STALE = 60.0
 #: Seconds that an entry in use a moment ago is safe from cleaning for space.
@@ -329,9 +329,8 @@ class Cache:
         found: dict[tuple[str, str], list[str]] = {}
         for path in _files(os.path.join(self.folder, "tag")):
             facts = read_lines(path) or {}
-            for kind in ("image", "net"):
-                if kind in facts:
-                    found.setdefault((kind, facts[kind]), []).append(facts.get("name", ""))
+            if "image" in facts:
+                found.setdefault(("image", facts["image"]), []).append(facts.get("name", ""))
             for digest in facts.get("blobs", "").split():
                 found.setdefault(("blob", digest), []).append(facts.get("name", ""))
         return found
@@ -362,7 +361,7 @@ class Cache:
         """Remove the least recently used blobs and images until the limit holds; return the bytes freed."""
         if self.limit is None:
             return 0
-        found = [entry for entry in self.entries(("image", "blob", "net")) if entry.kind != "partial"]
+        found = [entry for entry in self.entries(("image", "blob", "layer")) if entry.kind != "partial"]
         total = sum(entry.size for entry in found)
         freed = 0
         now = time.time()

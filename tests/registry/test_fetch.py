@@ -393,3 +393,29 @@ def test_way_of_a_known_image_loads_nothing_heavy(fake, settings, environ):
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {source!r}); {code}"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines == [path, "[]"]
+
+
+def test_layers_of_a_known_base_are_copied_and_the_bytes_are_those_of_a_fresh_pull(fake, settings, environ, tmp_path):
+    base = gz(("d", None), ("d/big", BIG), ("d/copy", BIG), *((f"d/{n}", os.urandom(3000)) for n in range(90)))
+    other = gz(*((f"o/{n}", os.urandom(5000)) for n in range(90)), ("gone", b"1"))
+    first = fake.add([base, other], tag="first")
+    second = fake.add([base, other, gz(("new", b"2"), ("o/new", b"3"))], tag="second")
+    third = fake.add([base, other, gz((".wh.gone", b""), ("d/0", b"replaced"))], tag="third")
+    said = []
+    for reference in (first, second, third, second):
+        obtain(
+            parse_reference(reference), settings(), lambda text, done=0, total=0: said.append(text) if not total else 0
+        )
+    assert [text for text in said if "copied" in text] == ["2 of 3 layers were copied from other images"]
+    kept = [pull(reference, settings()).digests["image"] for reference in (first, second, third)]
+    for number, reference in enumerate((third, second, first)):
+        environ["SINGULARITY_CACHEDIR"] = str(tmp_path / f"fresh{number}")
+        found = pull(reference, settings())
+        assert found.digests["image"] == kept[2 - number]
+    assert content(found.path, "d/copy") == BIG
+    environ["SINGULARITY_CACHEDIR"] = str(tmp_path / "cachedir")
+    fourth = fake.add([base, other, gz((".wh.gone", b""), ("d/0", b"again"))], tag="fourth")
+    count = len(fake.log)
+    found = pull(fourth, settings())
+    assert (content(found.path, "d/0"), content(found.path, "d/big")) == (b"again", BIG)
+    assert not [path for _, path, _ in fake.log[count:] if digest(base) in path or digest(other) in path]

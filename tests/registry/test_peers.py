@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from pysingularity.image.open import open_image
 from pysingularity.squashfs.reader import SquashfsImage
-from registries import gz, send, tar_of
+from registries import digest, gz, send, tar_of
 
 SINGULARITY = str(Path(sys.executable).parent / "singularity")
 
@@ -186,20 +187,36 @@ def test_cleaning_and_pulling_at_once_disturb_nobody(docker_registry, environ, t
     assert pulls > 2
 
 
-@pytest.mark.registry
-def test_killed_pull_leaves_no_file_and_the_next_one_works(docker_registry, environ, tmp_path):
-    host, _ = docker_registry()
-    send(host, [gz(("big", os.urandom(30_000_000)))])
+def test_killed_pull_leaves_no_file_and_the_next_one_goes_on(fake, environ, tmp_path):
+    layer = gz(("big", os.urandom(3_000_000)))
+    reference = fake.add([layer])
     environ["SINGULARITY_NOHTTPS"] = "1"
-    process = subprocess.Popen(
-        [SINGULARITY, "-q", "pull", str(tmp_path / "x.sif"), f"docker://{host}/a/b:1"], env=environ
-    )
-    time.sleep(0.5)
+    over = threading.Event()
+
+    def half(handler):
+        if digest(layer) not in handler.path or handler.headers.get("Range"):
+            return False
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(layer)))
+        handler.end_headers()
+        handler.wfile.write(layer[:1_500_000])
+        handler.wfile.flush()
+        over.wait(30)
+        return True
+
+    fake.spoil = half
+    process = subprocess.Popen([SINGULARITY, "-q", "pull", str(tmp_path / "x.sif"), reference], env=environ)
+    partial = tmp_path / "cachedir/cache/partial" / digest(layer).replace(":", "-")
+    until = time.monotonic() + 30
+    while time.monotonic() < until and not (partial.exists() and partial.stat().st_size > 1_000_000):
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    over.set()
     assert not (tmp_path / "x.sif").exists()
-    run("pull", tmp_path / "x.sif", f"docker://{host}/a/b:1", env=environ)
-    assert (tmp_path / "x.sif").stat().st_size > 30_000_000
+    run("pull", tmp_path / "x.sif", reference, env=environ)
+    assert (tmp_path / "x.sif").stat().st_size > 3_000_000
+    assert [headers.get("Range") for _, path, headers in fake.log if digest(layer) in path][-1].startswith("bytes=1")
 
 
 @pytest.mark.registry

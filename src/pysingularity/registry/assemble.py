@@ -21,6 +21,7 @@ from pysingularity.registry.blobs import LayerSource
 from pysingularity.registry.inflate import Inflate
 from pysingularity.registry.layers import merge_layers
 from pysingularity.registry.oci import created
+from pysingularity.registry.reuse import Reuse
 from pysingularity.registry.settings import Settings
 from pysingularity.registry.tar import TarReader
 from pysingularity.sif.layout import arch_code
@@ -56,6 +57,7 @@ def assemble(
     what: str,
     force: bool = False,
     done: Callable[[int], None] | None = None,
+    reuse: Reuse | None = None,
 ) -> Written:
     """Merge layers into a new SIF file; it appears when everything in it has been verified.
 
@@ -66,6 +68,7 @@ def assemble(
         definition: for the SIF's definition object.
         what: the image's name for messages.
         done: told the number of each layer that was read.
+        reuse: knows layers of other images in the cache.
 
     Raises:
         ImageError, RegistryError: a layer is damaged, hostile, not what its digest says, or cannot be fetched.
@@ -108,7 +111,7 @@ def assemble(
     )
     with assembly as sif:
         try:
-            root, _ = merge_layers(open_layer, len(layers), sif.writer, when=when, done=done)
+            root, _ = merge_layers(open_layer, len(layers), sif.writer, when=when, done=done, reuse=reuse)
         except ImageError as error:
             if error.id == "bad-layer":
                 # Perhaps it is not what its digest says: then that is the error, and what was kept of it goes.

@@ -60,6 +60,8 @@ class Download:
         self.done = False
         self.error: BaseException | None = None
         self.fetched = False
+        #: Starts this download when somebody wants it after all; None once it runs.
+        self.begin: Callable[[Download], None] | None = None
         self._start, self._tell = start, tell
         self._change = threading.Condition()
         self._stop = threading.Event()
@@ -202,6 +204,9 @@ class Download:
 
     def open(self) -> Callable[[int], bytes]:
         """Return a reader from the start; it waits for bytes that are still to come."""
+        begin, self.begin = self.begin, None
+        if begin is not None:
+            begin(self)
         position = 0
 
         def read(size: int) -> bytes:
@@ -226,6 +231,8 @@ class Download:
         Raises:
             RegistryError: it is not what its digest says, or cannot be fetched.
         """
+        if self.begin is not None:  # nobody wanted it
+            return
         with self._change:
             while self.error is None and not self.done:
                 self._change.wait()
@@ -242,18 +249,29 @@ class Download:
 class Downloads:
     """Downloads of one image, a few at a time in the order given; a context manager that leaves no thread behind."""
 
-    def __init__(self, downloads: Sequence[Download], cache: Cache | None, folder: str) -> None:
+    def __init__(
+        self, downloads: Sequence[Download], cache: Cache | None, folder: str, *, later: Sequence[Download] = ()
+    ) -> None:
         self._downloads, self._cache, self._folder = list(downloads), cache, folder
-        self._queue = list(downloads)
+        self._queue = [one for one in downloads if one not in later]
+        for one in later:
+            one.begin = self._add
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Downloads:
-        for _ in range(min(AT_ONCE, len(self._downloads))):
+        for _ in range(min(AT_ONCE, len(self._queue))):
             thread = threading.Thread(target=self._work, daemon=True)
             thread.start()
             self._threads.append(thread)
         return self
+
+    def _add(self, one: Download) -> None:
+        with self._lock:
+            self._queue.insert(0, one)
+        thread = threading.Thread(target=self._work, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def _work(self) -> None:
         while True:

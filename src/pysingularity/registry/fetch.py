@@ -329,16 +329,24 @@ class _Job:
         key = self.key(manifest.digest, pinned)
 
         def made(path: str) -> dict[str, str]:
-            return self._convert(repository, layers, config_blob, path, pinned, manifest.digest)
+            return self._convert(repository, layers, config_blob, path, pinned, manifest.digest, key)
 
         return self.remember(self.finish(key, made), facts)
 
     def _convert(
-        self, repository: object, layers: Sequence[object], config_blob: object, path: str, pinned: str, digest: str
+        self,
+        repository: object,
+        layers: Sequence[object],
+        config_blob: object,
+        path: str,
+        pinned: str,
+        digest: str,
+        key: str,
     ) -> dict[str, str]:
         from pysingularity.registry import oci
         from pysingularity.registry.assemble import assemble, definition_for, image_config
         from pysingularity.registry.blobs import Download, Downloads
+        from pysingularity.registry.reuse import Reuse
 
         assert isinstance(repository, oci.Repository)
         assert isinstance(config_blob, oci.Descriptor)
@@ -359,10 +367,24 @@ class _Job:
 
                 unique[layer.digest] = Download(layer, start, tell)  # type: ignore[arg-type]
             order.insert(0, unique[layer.digest])
-        with Downloads(list(unique.values()), self.cache, self.folder):
-            written = assemble(
-                order, config, path, self.settings, definition=definition_for("docker", pinned), what=what
-            )
+        reuse, later = None, []
+        if self.cache is not None:
+            blobs = [layer for layer in layers if isinstance(layer, oci.Descriptor)]
+            # The level and library of a compressor do not show in stretches of other settings.
+            form = f"{FORM}-{self.settings.compression}-{self.settings.level}"
+            reuse = Reuse(self.cache, [blob.digest for blob in blobs], [blob.size for blob in blobs], form)
+            later = [order[number] for number in range(len(order)) if reuse.promising(number)]
+        definition = definition_for("docker", pinned)
+        try:
+            with Downloads(list(unique.values()), self.cache, self.folder, later=later):
+                written = assemble(order, config, path, self.settings, definition=definition, what=what, reuse=reuse)
+            if reuse is not None:
+                reuse.publish(key, written.partition_offset)
+        finally:
+            if reuse is not None:
+                reuse.close()
+        if reuse is not None and reuse.used:
+            self.note(f"{len(reuse.used)} of {len(layers)} layers were copied from other images")
         return {"manifest": digest, "partition": written.partition_digest}
 
     def _small(self, repository: object, blob: object) -> bytes:

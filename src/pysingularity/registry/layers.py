@@ -14,6 +14,7 @@ layer's. Memory: about half a KiB an entry; contents are streamed.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterable
 
 from pysingularity.errors import ImageError
@@ -24,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from pysingularity.registry.reuse import Recorded, Reuse
     from pysingularity.squashfs.writer import FileData
 
     class Store(Protocol):
@@ -34,6 +36,15 @@ if TYPE_CHECKING:
 
         def store_bytes(self, data: bytes) -> FileData:
             """Keep a small content."""
+
+        def begin_stretch(self) -> tuple[int, int]:
+            """Begin a stretch that depends on nothing before; see `SquashfsWriter`."""
+
+        def fragments(self, first: int) -> list[tuple[int, int]]:
+            """Return fragments from a number on."""
+
+        def take_stretch(self, fd: int, place: int, size: int, fragments: Iterable[tuple[int, int]]) -> None:
+            """Append a stretch written before."""
 
 
 WHITEOUT = b".wh."
@@ -124,7 +135,7 @@ class Merge:
                     or path in upper_white
                     or path in upper_folders
                     or hidden(path.rpartition(b"/")[0])
-                ):
+                ):  # the same question as in `hidden_mark`
                     node.source = Missing(layer, index, size)
                 else:
                     node.data = small(reader.read(size)) if size <= SMALL else store(reader.read, size)
@@ -136,6 +147,42 @@ class Merge:
         self._opaque |= opaque
         self._plain |= plain
         self._folders |= folders
+
+    def entries_of(self, layer: int) -> list[Entry]:
+        """Return what a layer says, before `apply` has used it up."""
+        return self._layers[layer]
+
+    def hidden_mark(self, files: Iterable[bytes]) -> int:
+        """Return a number that tells which of a layer's files the layers above hide, given their paths in order."""
+        hidden = self._hider()
+        plain, white, folders = self._plain, self._white, self._folders
+        return mark_of(
+            path in plain or path in white or path in folders or hidden(path.rpartition(b"/")[0]) for path in files
+        )
+
+    def take(self, recorded: Recorded, layer: int) -> None:
+        """Use a layer that was read for another image; its stretch has been taken over."""
+        self.entries += len(recorded.entries)
+        self._layers[layer] = recorded.entries
+        white: set[bytes] = set()
+        opaque: set[bytes] = set()
+        for path, what in recorded.entries:
+            if what is None:
+                folder, _, name = path.rpartition(b"/")
+                if name == OPAQUE:
+                    opaque.add(folder)
+                else:
+                    white.add(folder + b"/" + name[4:] if folder else name[4:])
+            elif isinstance(what, Node) and what.kind == "dir":
+                self._folders.add(path)
+            else:
+                self._plain.add(path)
+            if isinstance(what, Node) and isinstance(what.source, Missing):
+                what.source.layer = layer
+            elif isinstance(what, Node) and what.data is not None:
+                self.content += what.data.size
+        self._white |= white
+        self._opaque |= opaque
 
     def _hider(self) -> Callable[[bytes], bool]:
         """Return a function: does an upper layer hide everything below this folder?"""
@@ -221,6 +268,11 @@ class Merge:
             if index == last:
                 return
         raise reader.fail("the layer has changed between two looks at it")
+
+
+def mark_of(hidden: Iterable[bool]) -> int:
+    """Return a number for a row of truths."""
+    return zlib.crc32(bytes(hidden))
 
 
 def _node(member: Member) -> Node:
@@ -346,6 +398,7 @@ def merge_layers(
     *,
     when: int = 0,
     done: Callable[[int], None] | None = None,
+    reuse: Reuse | None = None,
 ) -> tuple[Node, Merge]:
     """Return the tree of `count` layers and the merge that made it (for its numbers).
 
@@ -353,15 +406,27 @@ def merge_layers(
         open_layer: returns a reader at the start of layer n (0 is the lowest); may be asked twice for one.
         store: takes contents (see `Merge`).
         done: told after a layer was read.
+        reuse: knows layers that were read for other images, and remembers these.
 
     Raises:
         ImageError: a layer is damaged or hostile.
     """
     merge = Merge(store, when=when)
     for layer in reversed(range(count)):
-        merge.scan(open_layer(layer), layer)
+        start, first = store.begin_stretch()
+        recorded = reuse.recall(layer, start, first, merge.hidden_mark) if reuse is not None else None
+        if reuse is not None and recorded is not None:
+            reuse.used.append(layer)
+            store.take_stretch(recorded.fd, recorded.place, recorded.size, recorded.fragments)
+            merge.take(recorded, layer)
+        else:
+            merge.scan(open_layer(layer), layer)
+            if reuse is not None:
+                end, _ = store.begin_stretch()
+                reuse.note(layer, merge.entries_of(layer), start, end - start, first, store.fragments(first))
         if done is not None:
             done(layer)
+    store.begin_stretch()
     root = merge.apply()
     for layer, wanted in sorted(merge.missing(root).items(), reverse=True):
         merge.fill(open_layer(layer), wanted)

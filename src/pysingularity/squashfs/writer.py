@@ -250,6 +250,36 @@ class SquashfsWriter:
         while self._queue:
             self._write_next()
 
+    # -- stretches ---------------------------------------------------------------------------------------------------
+
+    def begin_stretch(self) -> tuple[int, int]:
+        """Begin a stretch whose bytes depend on nothing that was stored before; return where, and its first fragment.
+
+        Fragments do not reach across, and equal contents of earlier stretches are not found. So the same files give
+        the same stretch in every image, and `take_stretch` can copy it.
+        """
+        self._flush()
+        self._known, self._likely = {}, set()
+        return self._position, len(self._fragments)
+
+    def fragments(self, first: int) -> list[tuple[int, int]]:
+        """Return (position, size word) of the fragments from number `first` on; all must have been written."""
+        return self._fragments[first:]
+
+    def take_stretch(self, fd: int, place: int, size: int, fragments: Iterable[tuple[int, int]]) -> None:
+        """Append a stretch that was written before, with the same compression and block size.
+
+        Arguments:
+            fd, place, size: where its bytes lie in another file.
+            fragments: its fragments, with positions from the start of the stretch.
+
+        Raises:
+            ImageError: the other file is shorter.
+        """
+        start = self._position
+        self._fragments += [(start + position, word) for position, word in fragments]
+        self._copy_bytes(fd, place, place + size, "the other image")
+
     # -- another image -----------------------------------------------------------------------------------------------
 
     def adopt(self, image: SquashfsImage) -> Node:
@@ -277,13 +307,16 @@ class SquashfsWriter:
 
     def _copy(self, image: SquashfsImage, start: int, end: int) -> None:
         """Append the bytes of an image between two positions."""
-        place, last = image.offset + start, image.offset + end
+        self._copy_bytes(image.fd, image.offset + start, image.offset + end, "the image")
+
+    def _copy_bytes(self, fd: int, place: int, last: int, what: str) -> None:
+        """Append the bytes of a file between two positions."""
         plain = False
         while place < last:
             if not plain:
                 try:
                     size = os.copy_file_range(
-                        image.fd, self.fd, min(last - place, _COPY_BYTES), place, self.offset + self._position
+                        fd, self.fd, min(last - place, _COPY_BYTES), place, self.offset + self._position
                     )
                 except OSError as error:
                     if error.errno not in _CANNOT_COPY:
@@ -295,9 +328,9 @@ class SquashfsWriter:
                 place += size
                 self._position += size
             else:
-                data = os.pread(image.fd, min(last - place, 1 << 20), place)
+                data = os.pread(fd, min(last - place, 1 << 20), place)
                 if not data:
-                    raise image.damaged("the file ends early")
+                    raise ImageError("damaged-image", f"{what} ends early")
                 self._put(data)
                 place += len(data)
         self._highest = max(self._highest, self._position)
