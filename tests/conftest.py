@@ -46,6 +46,7 @@ class User:
             "LOGNAME": self.name,
             "LANG": "C.UTF-8",
             "SINGULARITY_CACHEDIR": str(self.tmp / "cache"),
+            "SINGULARITY_IMAGE_KEEP": "0",  # tests of warm images ask for them
             **{name: os.environ[name] for name in SITE if name in os.environ},
             **(extra or {}),
         }

@@ -34,6 +34,12 @@ def until(condition, seconds=8.0):
 
 
 @pytest.fixture
+def as_user(as_plain_user):
+    """Another user than most tests have: this one's processes are counted."""
+    return as_plain_user
+
+
+@pytest.fixture
 def warm(as_user, sing, image):
     """Start containers of one image that is kept for two seconds."""
     before = processes("singularity-fs", as_user) | processes("singularity-kp", as_user)

@@ -132,10 +132,11 @@ def run(arguments: Arguments, environ: dict[str, str]) -> int:
             listen(Event("failed", {"id": error.id, "message": str(error), "hint": error.hint}))
         raise
     except Terminated as stopped:
-        messages.error(f"stopped by signal {stopped.number}; nothing was written")
-        from pysingularity.cli.main import die_by_signal
+        from signal import Signals
 
-        return die_by_signal(stopped.number)
+        name = Signals(stopped.number).name
+        messages.fatal(f"stopped by {name}; nothing was written\n    hint: give the same command to start again")
+        return 255
     return 0
 
 

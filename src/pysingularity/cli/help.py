@@ -169,7 +169,8 @@ def _chapters(table: dict[str, tuple[str, str, str]], parents: list[str]) -> Ite
             yield from _chapters(sub, words)
             continue
         yield ""
-        yield f"    singularity {' '.join(words)} {'[OPTIONS] ' if _shown(module.OPTIONS) else ''}{module.USAGE}".rstrip()
+        options = "[OPTIONS] " if _shown(module.OPTIONS) else ""
+        yield f"    singularity {' '.join(words)} {options}{module.USAGE}".rstrip()
         text = textwrap.dedent(getattr(module, "HELP", "")).strip("\n")
         if text:
             yield ""

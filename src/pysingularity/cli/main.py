@@ -42,8 +42,8 @@ def main(words: list[str] | None = None) -> int:
     except SingularityError as error:
         return report(error)
     except KeyboardInterrupt:
-        messages.error("interrupted")
-        return die_by_signal(2)
+        messages.fatal("interrupted; give the same command to start again")
+        return 255
     except BrokenPipeError:
         return die_by_signal(13)
     except MemoryError:

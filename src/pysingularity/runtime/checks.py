@@ -270,7 +270,6 @@ def packages() -> Check:
         "deflate": "writing images fast",
         "isal": "reading layers fast",
         "urllib3": "pull and push",
-        "rich": "progress on a terminal",
     }
     missing = [f"{name} ({use})" for name, use in uses.items() if importlib.util.find_spec(name) is None]
     title = "Python packages"
