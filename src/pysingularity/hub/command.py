@@ -48,6 +48,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     from pysingularity.hub import administration as admin
+    from pysingularity.hub.keeping import commands as keeping
 
     top = _Parser(prog="singularity-hub", description="Run a Singularity Hub of your own.")
     top.add_argument("--version", action="version", version=f"singularity-hub {__version__}")
@@ -122,6 +123,24 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--recipe", default="", metavar="PATH")
     one.add_argument("--tag", default="")
     one.add_argument("--ref", default="", help="branch, tag or commit")
+
+    one = add(commands, "gc", keeping.gc, "Remove old images by the rules of retention, and files that nothing needs")
+    one.add_argument("--grace", type=float, default=None, metavar="SECONDS", help="how long unneeded files stay")
+    one.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+    one = add(commands, "scrub", keeping.scrub, "Read stored files again and stop serving damaged ones")
+    one.add_argument("--older", type=float, default=0.0, metavar="DAYS", help="only those not read for so long")
+    one.add_argument("--most", type=int, default=0, metavar="COUNT", help="no more than so many")
+
+    one = add(commands, "backup", keeping.back_up, "Write a backup of the running hub into a folder")
+    one.add_argument("target", metavar="FOLDER")
+    one = add(commands, "restore", keeping.restore, "Make a hub of a backup")
+    one.add_argument("source", metavar="FOLDER")
+
+    one = add(commands, "export", keeping.export, "Write plain files that answer shub:// from any file server")
+    one.add_argument("target", metavar="FOLDER")
+    one.add_argument("--url", required=True, metavar="URL", help="where the folder will be served")
+    one.add_argument("name", nargs="*", metavar="OWNER/NAME", help="collections; all public ones when none is named")
 
     add(commands, "doctor", admin.doctor, "Check that everything the hub needs is there")
     return top

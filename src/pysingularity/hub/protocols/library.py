@@ -149,7 +149,7 @@ def collection_view(one: Collection) -> dict[str, Any]:
 def container_view(session: Session, one: Container) -> dict[str, Any]:
     """Return a container."""
     collection = one.collection
-    rows = session.execute(sa.select(Tag.name, Tag.image_id).where(Tag.container_id == one.id)).tuples()
+    rows = session.execute(sa.select(Tag.name, Tag.image_id).where(Tag.container_id == one.id))
     return {
         "id": str(one.id),
         "name": one.name,

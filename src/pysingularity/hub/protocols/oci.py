@@ -115,7 +115,7 @@ def catalog(
             sa.select(Collection.owner, Collection.name, Container.name)
             .join(Container, Container.collection_id == Collection.id)
             .where(visible(who))
-        ).tuples()
+        )
         names = sorted(f"{owner}/{name}" if box == name else f"{owner}/{name}/{box}" for owner, name, box in rows)
     return _page("repositories", {}, names, n, last, "/v2/_catalog")
 
