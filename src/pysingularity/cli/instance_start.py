@@ -35,11 +35,15 @@ def launch(action: str, arguments: Arguments, environ: dict[str, str]) -> int:
 
     image, name, *words = arguments.positional
     check_name(name)
+    shared.refuse(arguments)
     if image.startswith("instance://"):
         raise UsageError("instance-of-instance", "an instance is started from an image, not from another instance")
     arguments.pid = arguments.ipc = True
     path = shared.local_image(image, arguments, environ)
     spec = prepare(action, path, words, arguments, environ)
+    if spec.before_start is not None:  # in this process: it may have to start the command again
+        spec.before_start()
+        spec.before_start = None
     instance = start(spec, name, environ, image=os.path.abspath(path), command=action)
     if arguments.pid_file:
         try:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import posix
 
 from pysingularity import messages
-from pysingularity.cli.options import LIST, MANY, TEXT, Arguments, Option
+from pysingularity.cli.options import FLAG, LIST, MANY, TEXT, Arguments, Option
+from pysingularity.errors import UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +21,28 @@ FILES, ENVIRONMENT, RIGHTS, SPACES, DEVICES, FETCHING, LIMITS = (
     "Devices",
     "Fetching",
     "Limits",
+)
+
+#: Flags of the peers for what is always so here: mount points are provided without overlay where that is needed, images
+#: are served in user space, no host command emulates root, and there is no other mode than the native one.
+HOLDS = ("underlay", "sif-fuse", "no-oci", "no-compat", "ignore-fakeroot-command", "no-tmp-sandbox")
+#: flag, kind, environment keys, why not and what to do instead
+REFUSED = (
+    ("nvccli", FLAG, ("NVCCLI",), "use --nv, or --device nvidia.com/gpu=all with a CDI file of nvidia-ctk"),
+    ("network-args", LIST, ("NETWORK_ARGS",), "forward ports with --network pasta --publish HOST:CONTAINER"),
+    ("netns-path", TEXT, ("NETNS_PATH",), "only root's plugins make such namespaces; use --network none or pasta"),
+    ("docker-host", TEXT, (), "save the image to a file and use docker-archive:FILE"),
+    ("passphrase", FLAG, (), "encrypted images are not supported"),
+    ("pem-path", TEXT, (), "encrypted images are not supported"),
+    ("security", MANY, ("SECURITY",), "use --drop-caps; programs never gain rights here (no_new_privs)"),
+    ("allow-setuid", FLAG, (), "programs never gain rights here (no_new_privs)"),
+    ("boot", FLAG, (), "a container of ours does not boot an init system"),
+    ("fusemount", MANY, ("FUSEMOUNT",), "mount on the host and use --bind"),
+    ("sharens", FLAG, (), "each process has its own namespaces; images are shared by themselves"),
+    ("runscript-timeout", TEXT, (), "use timeout(1)"),
+    ("ignore-subuid", FLAG, (), "set SINGULARITY_ROOTLESS=notify"),
+    ("ignore-userns", FLAG, (), "containers need user namespaces; see: singularity doctor"),
+    ("oci", FLAG, ("OCI",), "there is no runc mode; --compat behaves like Docker"),
 )
 
 OPTIONS: tuple[Option, ...] = (
@@ -113,6 +136,14 @@ OPTIONS: tuple[Option, ...] = (
         "Let no variable of the caller in but TERM and proxies",
         short="e",
         env=("CLEANENV",),
+        group=ENVIRONMENT,
+    ),
+    Option(
+        "no-env",
+        "Keep these variables of the caller out",
+        kind=LIST,
+        metavar="NAME",
+        env=("NOENV",),
         group=ENVIRONMENT,
     ),
     Option("env", "Set variables", kind=MANY, metavar="NAME=VALUE", group=ENVIRONMENT),
@@ -245,6 +276,29 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "tmpdir", "Put temporary files into DIR", kind=TEXT, metavar="DIR", env=("TMPDIR",), hidden=True, group=FETCHING
     ),
+    # Limits
+    *(
+        Option(name, text, kind=kind, metavar=metavar, env=(name.upper().replace("-", "_"),), group=LIMITS)
+        for name, kind, metavar, text in (
+            ("memory", TEXT, "SIZE", "Bound the memory (512M, 4G)"),
+            ("memory-reservation", TEXT, "SIZE", "Keep this much memory when it gets scarce"),
+            ("memory-swap", TEXT, "SIZE", "Bound memory and swap together, -1 for no bound of swap"),
+            ("cpus", TEXT, "NUMBER", "Bound the processor time to that of NUMBER processors (1.5)"),
+            ("cpu-shares", TEXT, "NUMBER", "Weigh the processor time, from 2 to 262144"),
+            ("cpuset-cpus", TEXT, "LIST", "Run on these processors (0-3,6)"),
+            ("cpuset-mems", TEXT, "LIST", "Take memory of these nodes"),
+            ("pids-limit", TEXT, "NUMBER", "Bound the number of processes, -1 for no bound"),
+            ("blkio-weight", TEXT, "NUMBER", "Weigh reading and writing of disks, from 10 to 1000"),
+            ("blkio-weight-device", LIST, "DEVICE:NUMBER", "The same for one disk"),
+            ("oom-kill-disable", FLAG, "", "Not available: control groups of version 2 have no such switch"),
+            ("apply-cgroups", TEXT, "FILE", "Set the limits in a TOML file"),
+        )
+    ),
+    # What the peers have: what holds here anyway is accepted, what cannot be had is refused with a reason.
+    Option("no-pid", "Do without own processes", env=("NO_PID",), hidden=True),
+    Option("unsquash", "Unpack instead of mounting", env=("UNSQUASH",), aliases=("tmp-sandbox",), hidden=True),
+    *(Option(name, "Holds anyway", hidden=True) for name in HOLDS),
+    *(Option(name, f"Refused: {reason}", kind=kind, env=env, hidden=True) for name, kind, env, reason in REFUSED),
     # For tests and curious people
     Option("dry-run", "Say what would be done, and end", hidden=True),
 )
@@ -257,6 +311,7 @@ def start(action: str, arguments: Arguments, environ: dict[str, str]) -> NoRetur
         SingularityError: the container could not be made.
     """
     keep_standard_descriptors()
+    refuse(arguments)
     image, words = arguments.positional[0], arguments.positional[1:]
     if action == "shell" and words:
         messages.warning(f"shell takes no arguments; left out: {' '.join(words)}")
@@ -270,6 +325,17 @@ def start(action: str, arguments: Arguments, environ: dict[str, str]) -> NoRetur
     if arguments.dry_run:
         _dry_run(spec)
     enter(spec)
+
+
+def refuse(arguments: Arguments) -> None:
+    """Refuse what the peers have and this runtime has not.
+
+    Raises:
+        UserError: one of those flags was given; the message says what to do instead.
+    """
+    for name, _, _, reason in REFUSED:
+        if getattr(arguments, name.replace("-", "_")):
+            raise UserError("not-available", f"--{name} is not available here", hint=reason)
 
 
 def keep_standard_descriptors() -> None:

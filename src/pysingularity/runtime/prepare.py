@@ -38,6 +38,8 @@ from pysingularity.runtime.spec import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pysingularity.cli.options import Arguments
     from pysingularity.config import Settings
     from pysingularity.runtime.network import Connection
@@ -68,6 +70,11 @@ ARCHITECTURES = {
     "s390x": "s390x",
     "riscv64": "riscv64",
 }
+#: Options that set limits (`runtime.limits`).
+LIMITS = (
+    *("memory", "memory_reservation", "memory_swap", "cpus", "cpu_shares", "cpuset_cpus", "cpuset_mems"),
+    *("pids_limit", "blkio_weight", "blkio_weight_device", "oom_kill_disable", "apply_cgroups"),
+)
 PROMPT = "Singularity> "
 _TMPFS_MODE = 0o1777
 
@@ -98,7 +105,7 @@ class _Preparation:
         compat = bool(options.compat)
         self.contain_all = bool(options.containall) or compat
         self.contain = bool(options.contain) or self.contain_all
-        self.pid = bool(options.pid) or self.contain_all
+        self.pid = (bool(options.pid) and not options.no_pid) or self.contain_all
         self.writable = bool(options.writable)
         self.fakeroot = bool(options.fakeroot) and self.user.uid != 0
         self.without = set(options.no_mount)  # type: ignore[call-overload]
@@ -180,6 +187,7 @@ class _Preparation:
             warm=self._warm(),
             name=self._name(),
             explain=bool(options.explain_env),
+            before_start=self._limits(),
         )
         if self.fakeroot:
             self._become_root(spec)
@@ -261,7 +269,7 @@ class _Preparation:
         """Return the layer, or the folder of its unpacked files where nothing here can mount it."""
         from pysingularity.image.mount import fuse_usable
 
-        driver = str(self.settings["image driver"])
+        driver = "unpacked" if self.options.unsquash else str(self.settings["image driver"])
         kernel = self.user.uid == 0 and posix.access("/dev/loop-control", posix.R_OK)
         if driver != "unpacked" and (fuse_usable() or (kernel and driver != "python")):
             return layer
@@ -571,7 +579,7 @@ class _Preparation:
             base["LANG"] = "C"
         base.update(self.accelerator_variables)
         host = env_rules.from_host(environ, clean)
-        for name in ("PS1", "PROMPT_COMMAND"):
+        for name in ("PS1", "PROMPT_COMMAND", *options.no_env):  # type: ignore[misc]
             host.pop(name, None)
         if not clean:
             host.setdefault("USER", self.user.name)
@@ -608,6 +616,16 @@ class _Preparation:
                 "no-capability", f"there is no capability {name}", hint="for example: CAP_NET_RAW"
             ) from None
         return None if mask == every else mask
+
+    def _limits(self) -> Callable[[], None] | None:
+        """Return what sets the limits of the container, None for no limits."""
+        if not any(getattr(self.options, name) for name in LIMITS):
+            return None
+        import sys
+
+        from pysingularity.runtime.limits import Group, wanted  # rarely used
+
+        return Group(wanted(self.options), self.environ, [sys.executable, *sys.orig_argv[1:]])
 
     def _warm(self) -> int:
         """Return for how many seconds the mounted image is kept: SINGULARITY_IMAGE_KEEP, else the setting."""
