@@ -60,15 +60,22 @@ def enter(spec: LaunchSpec) -> NoReturn:
     mask = block_signals()
     pending = _leave_host(spec, warm)
     report, tell = posix.pipe()
+    wait, go = posix.pipe()
     first = posix.fork()
     if first == 0:
         posix.close(report)
+        posix.close(go)
+        # pivot_root moves every process of the mount namespace: our parent has to be done with the host's files first.
+        posix.read(wait, 1)
+        posix.close(wait)
         _first_process(spec, pending, warm, mask, tell)
     posix.close(tell)
     for server in pending.values():
         server.close()
+    posix.close(wait)
     if spec.started is not None:
         spec.started(first)
+    posix.close(go)
     status = attend(first)
     # Process 1 cannot die by a signal of its own: it tells the program's true status through the pipe.
     told = posix.read(report, 4)
