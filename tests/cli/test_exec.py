@@ -202,6 +202,18 @@ def test_inner_binds_come_after_outer_ones_in_any_order(sing, as_user, any_image
     assert out(sing("exec", *words, any_image, "ls", "/d/sub")) == "two\n"
 
 
+def test_inner_binds_may_need_a_new_folder_in_the_outer_one(sing, as_user, any_image):
+    (inner, outer) = as_user.write("inner/file", "in").parent, as_user.write("outer/file", "out").parent
+    listing = sing(
+        "exec", "-B", f"{inner}:/mnt/new/deep,{outer}:/mnt", any_image, "cat", "/mnt/new/deep/file", check=True
+    )
+    assert listing.stdout == "in"
+    assert (outer / "new/deep").is_dir()
+    refused = sing("exec", "-B", f"{inner}:/mnt/other,{outer}:/mnt:ro", any_image, "true")
+    assert refused.returncode == 255
+    assert refused.stderr.startswith("FATAL:   cannot mount")
+
+
 def test_mount_option_with_csv_quotes(sing, as_user, any_image):
     data = as_user.write("a,b/file", "content").parent
     spec = f'type=bind,"source={data}",destination=/d,ro'

@@ -180,7 +180,10 @@ def attach(spec: LaunchSpec, session: Session, root: int, wanted: list[Mount]) -
             if below(one.target, other.target):
                 cover = other
         own = cover is not None and cover.kind in (TMPFS, DEV) and not cover.readonly
-        makes = own or (cover is None and (spec.create or bool(spec.upper)))
+        # In a bind the mount point is made on the host, with the user's own rights, as the peers do: somebody who binds
+        # one folder into another one, or into the home directory, has asked for it to be there.
+        shared = cover is not None and cover.kind == BIND and not (cover.trusted or cover.readonly or cover.image)
+        makes = own or (shared and one.required) or (cover is None and (spec.create or bool(spec.upper)))
         try:
             if one.kind == LINK:
                 if own:
