@@ -11,11 +11,13 @@ import socket
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pysingularity.hub.context import Hub
 from pysingularity.hub.errors import Invalid
+from pysingularity.hub.models import Collection, Image
 from pysingularity.hub.protocols.manifests import parse_manifest
 
 from .shelf import SINGULARITY, make_sif, put_image, run
@@ -206,6 +208,38 @@ def test_tags_are_listed_in_pages_and_deleted(server: Server):
     assert server.request("DELETE", f"/v2/lab/tools/manifests/{digest_of(content)}").status == 202
     assert server.get("/v2/lab/tools/tags/list").json["tags"] == []
     assert server.request("DELETE", f"/v2/lab/tools/blobs/{digest_of(b'thing')}").status == 202
+
+
+def test_frozen_and_others_images_are_not_deleted(server: Server, hub: Hub, tmp_path: Path):
+    image = put_image(hub, make_sif(tmp_path / "a.sif"), "lab/tools", tags=["v1"])
+    digest = server.get("/v2/lab/tools/manifests/v1").headers["docker-content-digest"]
+    pusher = server.command("token", "create", "--user", "lab", "--scope", "read,push").strip()
+    with hub.write() as session:
+        session.get_one(Image, image.id).created_by = "robot"
+    address = f"/v2/lab/tools/manifests/{digest}"
+    assert server.request("DELETE", address, token=pusher).status == 403
+    assert server.post(f"/api/v1/images/{image.id}/freeze").status == 200
+    assert server.request("DELETE", address).status == 409
+    assert server.request("DELETE", "/v1/images/lab/tools/tools:v1").status == 409
+    assert server.get("/v2/lab/tools/manifests/v1").status == 200
+    assert server.post(f"/api/v1/images/{image.id}/unfreeze").status == 200
+    assert server.request("DELETE", address).status == 202
+    assert server.get("/api/container/lab/tools:v1").status == 404
+
+
+def test_uploads_beyond_the_quota_are_refused(server: Server, hub: Hub):
+    put_blob(server, b"x" * 600)
+    with hub.write() as session:
+        session.scalars(sa.select(Collection)).one().quota = 1000
+    data = b"y" * 600
+    place = begin(server)
+    assert server.request("PATCH", place, data).status == 413
+    piece = f"PATCH {place} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.token}\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:  # without saying how much will come
+        connection.sendall(piece.encode() + b"Transfer-Encoding: chunked\r\n\r\n258\r\n" + data + b"\r\n0\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 202")
+    assert server.request("PUT", f"{place}?digest={digest_of(data)}", b"").status == 413
+    assert server.request("HEAD", f"/v2/lab/tools/blobs/{digest_of(data)}").status == 404
 
 
 def test_referrers_name_what_speaks_of_an_image(server: Server):

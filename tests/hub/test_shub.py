@@ -17,6 +17,7 @@ from pysingularity.hub.catalog import find_collection
 from pysingularity.hub.context import Hub
 from pysingularity.hub.models import Blob, Image
 from pysingularity.hub.protocols.sending import WrongRange, parse_range
+from pysingularity.hub.settings import load_settings
 
 from .shelf import SINGULARITY, make_sif, put_image, run
 from .world import Server
@@ -163,6 +164,33 @@ def test_damaged_and_vanished_files_are_not_served(server: Server, hub: Hub, tmp
     hub.storage.remove(image.blob)
     assert server.get(f"/api/v1/images/{image.id}/download").status == 404
     assert server.get("/api/v1/images/9999/download").status == 404
+
+
+def test_client_that_goes_away_in_the_middle_harms_nobody(server: Server, hub: Hub, tmp_path: Path):
+    path = make_sif(tmp_path / "a.sif", pad=8 << 20)
+    image = put_image(hub, path, "lab/tools", tags=["latest"])
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(f"GET /api/v1/images/{image.id}/download HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    assert server.get(f"/api/v1/images/{image.id}/download").body == path.read_bytes()
+
+
+def test_too_many_pulls_get_a_true_429(data: Path, tmp_path: Path):
+    settings_file = data / "hub.toml"
+    settings_file.write_text(settings_file.read_text() + "[limits]\npulls_per_hour = 2\n")
+    own = Hub(load_settings(data))
+    server = Server(data)
+    server.start()
+    try:
+        image = put_image(own, make_sif(tmp_path / "a.sif"), "lab/tools", tags=["latest"])
+        answers = [server.get(f"/api/v1/images/{image.id}/download") for _ in range(3)]
+        assert [answer.status for answer in answers] == [200, 200, 429]
+        assert int(answers[2].headers["retry-after"]) > 0
+        assert server.get("/api/container/lab/tools").status == 200
+    finally:
+        server.stop()
+        own.close()
 
 
 @settings(max_examples=200, deadline=None)

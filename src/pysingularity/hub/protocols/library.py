@@ -12,7 +12,7 @@ import re
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
@@ -21,17 +21,17 @@ from pysingularity.hub.accounts.audit import record
 from pysingularity.hub.accounts.rights import Principal, may_change, need_change, need_see, need_user, visible
 from pysingularity.hub.api.views import when
 from pysingularity.hub.catalog import LATEST, container_of, delete_image, find_image, set_tag, tags_of
-from pysingularity.hub.doors import TheHub, Who, base_url
+from pysingularity.hub.doors import TheHub, Who, base_url, limited
 from pysingularity.hub.errors import Forbidden, Invalid, NotFound
 from pysingularity.hub.models import Collection, Container, Group, Image, Manifest, Tag, User
 from pysingularity.hub.protocols.https import image_file
-from pysingularity.hub.protocols.shelves import pushed_collection, seen_collection
+from pysingularity.hub.protocols.shelves import need_delete, pushed_collection, seen_collection
 from pysingularity.version import __version__
 
 #: From this on clients push in parts and tag by architecture.
 API_VERSION = "2.0.0-alpha.2"
 # Clients send JSON without saying so.
-router = APIRouter(include_in_schema=False, strict_content_type=False)
+router = APIRouter(include_in_schema=False, strict_content_type=False, dependencies=[Depends(limited)])
 _HASH = re.compile(r"sha256\.([0-9a-f]{64})\Z")
 
 
@@ -302,7 +302,7 @@ def remove_image(path: str, hub: TheHub, who: Who, arch: Arch = "") -> Response:
     """Delete an image."""
     with hub.write() as session:
         one = lookup(session, who, path, arch)
-        need_change(session, who, one.container.collection, "push")
+        need_delete(session, who, one)
         value = image_view(session, one)
         delete_image(session, one)
         record(session, who, "image.delete", one.container.collection.full_name, image=one.id, sha256=one.sha256)

@@ -25,13 +25,19 @@ from pysingularity.hub.accounts.passes import LIFETIME, make_pass
 from pysingularity.hub.accounts.rights import Principal, need_change, visible
 from pysingularity.hub.builds.publish import CONFIG, CONFIG_DIGEST, link_blob
 from pysingularity.hub.catalog import delete_image
-from pysingularity.hub.doors import TheHub, Who, base_url
+from pysingularity.hub.doors import TheHub, Who, base_url, limited
 from pysingularity.hub.errors import Conflict, Invalid, NotFound, Unauthenticated
 from pysingularity.hub.models import Blob, BlobLink, Collection, Container, Image, Manifest, Tag
 from pysingularity.hub.protocols import uploads
 from pysingularity.hub.protocols.manifests import INDEX_TYPE, LONGEST, find_manifest, put_manifest
 from pysingularity.hub.protocols.sending import count_pull, send_blob
-from pysingularity.hub.protocols.shelves import main_container, pushed_collection, seen_collection, split_name
+from pysingularity.hub.protocols.shelves import (
+    main_container,
+    need_delete,
+    pushed_collection,
+    seen_collection,
+    split_name,
+)
 from pysingularity.hub.storage.base import Digests
 
 CODES = {
@@ -74,7 +80,7 @@ def errors(request: Request) -> None:
     request.scope["refusal"] = functools.partial(_shape, challenge)
 
 
-router = APIRouter(include_in_schema=False, dependencies=[Depends(errors)])
+router = APIRouter(include_in_schema=False, dependencies=[Depends(errors), Depends(limited)])
 VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
 
 
@@ -203,12 +209,17 @@ def delete_manifest(name: str, reference: str, request: Request, hub: TheHub, wh
     with hub.write() as session:
         container = _pulled(request, session, who, name)
         row = find_manifest(session, container, reference)
-        need_change(session, who, container.collection, "push")
+        image = session.get(Image, row.image_id) if row.image_id is not None else None
+        if image is not None:
+            need_delete(session, who, image)
+        else:
+            need_change(session, who, container.collection, "push")
         of_container = sa.select(Tag.id).where(Tag.container_id == container.id)
         if ":" not in reference:
             session.execute(sa.delete(Tag).where(Tag.id.in_(of_container.where(Tag.name == reference))))
             return Response(None, 202)
-        image = session.get(Image, row.image_id) if row.image_id is not None else None
+        if image is not None and image.frozen:
+            raise Conflict("frozen", f"image {image.id} is frozen and stays", hint="take the padlock off first")
         session.execute(sa.delete(Tag).where(Tag.id.in_(of_container.where(Tag.manifest == row.digest))))
         session.delete(row)
         session.flush()
@@ -327,8 +338,8 @@ def _state(name: str, number: str, size: int, status: int) -> Response:
 def _finish(hub: Any, number: str, container: int, sha256: str) -> Digests:
     """Believe an upload that is complete, and end it in any case."""
     try:
+        uploads.check_room(hub, container, uploads.arrived(hub, number))
         digests = uploads.store(hub, uploads.path_of(hub, number), sha256=sha256)
-        uploads.check_room(hub, container, 0)
         with hub.write() as session:
             link_blob(session, session.get_one(Container, container), sha256)
         return digests

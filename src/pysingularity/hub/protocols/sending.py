@@ -166,6 +166,15 @@ def count_pull(request: Request, hub: Hub, who: Principal, image: Image, answer:
     """
     if not starts_pull(request, answer):
         return
+    try:
+        _note_pull(request, hub, who, image)
+    except BaseException:
+        if isinstance(answer, FilePart):
+            answer.file.close()
+        raise
+
+
+def _note_pull(request: Request, hub: Hub, who: Principal, image: Image) -> None:
     limits: Limits = request.app.state.limits
     limits.pulls.take(who.key())
     day = int(now() // DAY)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from pysingularity.hub.accounts.audit import record
 from pysingularity.hub.accounts.people import role_in
-from pysingularity.hub.accounts.rights import Principal, need_change, need_see, need_user
+from pysingularity.hub.accounts.rights import Principal, may_change, need_change, need_see, need_user
 from pysingularity.hub.builds.accept import Facts, examine
 from pysingularity.hub.builds.publish import add_image, link_blob
 from pysingularity.hub.catalog import add_collection, container_of, find_collection, get_collection
@@ -112,6 +112,18 @@ def publish(
         image = add_image(session, collection, facts, container=container.name, tags=tags, by=by, image=image)
     link_blob(session, container, facts.digests.sha256)
     return image
+
+
+def need_delete(session: Session, who: Principal, image: Image) -> None:
+    """Refuse who may not delete an image: those who may change the collection can, and others what they pushed.
+
+    Raises:
+        Unauthenticated, Forbidden, NotFound: as everywhere.
+    """
+    collection = image.container.collection
+    if image.created_by == who.name and may_change(session, who, collection, "push"):
+        return
+    need_change(session, who, collection, "admin")
 
 
 def main_container(session: Session, collection: Collection, name: str, *, make: bool) -> Container:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 
 from pysingularity.hub.accounts.rights import need_see
 from pysingularity.hub.catalog import LATEST, find_image, get_collection, parse_target, tags_of
-from pysingularity.hub.doors import TheHub, Who, base_url
+from pysingularity.hub.doors import TheHub, Who, base_url, limited
 from pysingularity.hub.errors import Invalid, NotFound
 
-router = APIRouter(prefix="/api/container", tags=["shub"], include_in_schema=False)
+router = APIRouter(prefix="/api/container", tags=["shub"], include_in_schema=False, dependencies=[Depends(limited)])
 
 
 @router.get("/{target:path}")

@@ -7,6 +7,7 @@ one upload at a time. Nothing here is believed before `store` has hashed it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -22,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from pysingularity.hub.accounts.rights import Principal
 from pysingularity.hub.builds.publish import know_blob
 from pysingularity.hub.context import Hub
-from pysingularity.hub.errors import Conflict, HubError, Invalid, NotFound, TooLarge
+from pysingularity.hub.errors import Conflict, HubError, Invalid, NoSpace, NotFound, TooLarge
 from pysingularity.hub.models import Container, Upload, now
 from pysingularity.hub.storage.base import Digests, hash_file
 from pysingularity.hub.storage.quota import need_room
@@ -145,8 +146,13 @@ async def append(request: Request, path: Path, *, at: int | None, limit: int) ->
 
 def _write(handle: int, data: bytearray) -> None:
     view = memoryview(data)
-    while view:
-        view = view[os.write(handle, view) :]
+    try:
+        while view:
+            view = view[os.write(handle, view) :]
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace("disk-full", "the hub's disk has no room for the rest")
+        raise
 
 
 def store(hub: Hub, path: Path, *, sha256: str, size: int | None = None, md5: str = "") -> Digests:
