@@ -12,10 +12,12 @@ from starlette.exceptions import HTTPException
 
 from pysingularity.errors import SingularityError
 from pysingularity.hub import doors
-from pysingularity.hub.api import builds, collections, deliveries, images, people, service
+from pysingularity.hub.api import builds, collections, deliveries, images, inside, people, service
 from pysingularity.hub.context import Hub
 from pysingularity.hub.errors import HubError
 from pysingularity.hub.front import Front
+from pysingularity.hub.pages import people as forms
+from pysingularity.hub.pages import views
 from pysingularity.hub.protocols import https, library, library_push, oci, shub
 from pysingularity.version import __version__
 
@@ -35,9 +37,13 @@ def make_app(hub: Hub) -> FastAPI:
     app.include_router(https.router)  # before `images`, whose OWNER/NAME would match it
     for router in (service.router, collections.router, builds.router, images.router, deliveries.router, people.router):
         app.include_router(router)
+    app.include_router(inside.router)
     app.include_router(shub.router)
     # The library's addresses below /v2 come first: a name in a registry has two parts, theirs have one.
     for router in (library.router, library_push.router, oci.router):
+        app.include_router(router)
+    # The pages come last: OWNER/NAME would match much.
+    for router in (forms.router, views.router):
         app.include_router(router)
     app.add_exception_handler(SingularityError, _our_error)
     app.add_exception_handler(HTTPException, _http_error)

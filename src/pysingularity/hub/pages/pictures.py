@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from urllib.parse import quote
 
 #: Width of a character of the badge's font (Verdana 11) in units of a tenth of a pixel, by class of character.
 _NARROW, _WIDE, _USUAL = "fijlrtI.,:;|!'()[] ", "mwMW@%", 70
@@ -127,11 +128,12 @@ def _worst(row: Sequence[float], total: float, side: float) -> float:
     return max(side * side * largest / (total * total), total * total / (side * side * smallest or 1e-12))
 
 
-def treemap(root: Folder, *, width: int = 960, height: int = 480, link: str = "") -> str:
+def treemap(root: Folder, *, width: int = 960, height: int = 480, link: str = "", below: str = "") -> str:
     """Return the picture of a folder's two upper levels.
 
     Arguments:
-        link: address to which a folder's path is appended, or "" for a picture without links.
+        link: address to which a folder's path is appended, quoted, or "" for a picture without links.
+        below: what comes before the path in the link, for a folder that is not the root.
     """
     label = escape(f"what fills {root.name or 'the image'}", quote=True)
     head = f'viewBox="0 0 {width} {height}" role="img" aria-label="{label}"'
@@ -139,14 +141,14 @@ def treemap(root: Folder, *, width: int = 960, height: int = 480, link: str = ""
     top = _largest(root, 40)
     places = squarify([child.size for child in top], Rectangle(0, 0, width, height))
     for number, (child, place) in enumerate(zip(top, places, strict=True)):
-        inner = [_box(child, child.name, place, f"t{number % 8}", link)]
+        inner = [_box(child, child.name, place, f"t{number % 8}", link, below)]
         # Room for the name above what lies inside.
         inside = Rectangle(place.x + 2, place.y + 16, place.width - 4, place.height - 18)
         if child.children and inside.width > 30 and inside.height > 20:
-            below = _largest(child, 24)
-            for grandchild, spot in zip(below, squarify([one.size for one in below], inside), strict=True):
+            deeper = _largest(child, 24)
+            for grandchild, spot in zip(deeper, squarify([one.size for one in deeper], inside), strict=True):
                 path = f"{child.name}/{grandchild.name}"
-                inner.append(_box(grandchild, path, spot, f"t{number % 8} deep", link))
+                inner.append(_box(grandchild, path, spot, f"t{number % 8} deep", link, below))
         parts += inner
     parts.append("</svg>")
     return "".join(parts)
@@ -161,7 +163,7 @@ def _largest(folder: Folder, count: int) -> list[Folder]:
     return sorted([*children[:count], rest], key=lambda one: -one.size)
 
 
-def _box(node: Folder, path: str, place: Rectangle, style: str, link: str) -> str:
+def _box(node: Folder, path: str, place: Rectangle, style: str, link: str, below: str) -> str:
     if place.width < 1 or place.height < 1:
         return ""
     title = escape(f"{path}: {human_size(node.size)}, {node.files} files", quote=True)
@@ -173,7 +175,7 @@ def _box(node: Folder, path: str, place: Rectangle, style: str, link: str) -> st
         f'width="{place.width:.1f}" height="{place.height:.1f}"/>{text}</g>'
     )
     if link and node.children:
-        return f'<a href="{escape(link + path, quote=True)}">{box}</a>'
+        return f'<a href="{escape(link + quote(below + path, safe="/"), quote=True)}">{box}</a>'
     return box
 
 
