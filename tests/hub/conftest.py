@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -125,3 +126,34 @@ def reference() -> Callable[..., subprocess.CompletedProcess[str]]:
         return run(program, *words, **options)
 
     return call
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """The URL of an empty database in a PostgreSQL of the test's own, on a socket in a short folder."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    pytest.importorskip("psycopg", reason="needs the postgres extra: pip install '.[postgres]'")
+    if not found:
+        pytest.skip("needs Debian's PostgreSQL: apt install postgresql")
+    programs = found[-1].parent
+    # It refuses to run as root; Debian's package makes a user for it.
+    prefix = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    if prefix:
+        shutil.chown(folder, "postgres", "postgres")
+    data, sockets = folder / "data", folder
+
+    def call(*words: str | Path) -> None:
+        result = run(*prefix, *words, cwd=folder)
+        assert result.returncode == 0, result.stderr
+
+    try:
+        call(programs / "initdb", "-D", data, "-U", "hub", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
+        options = f"-c listen_addresses='' -c unix_socket_directories={sockets} -c fsync=off"
+        call(programs / "pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start")
+        try:
+            yield f"postgresql://hub@/postgres?host={sockets}"
+        finally:
+            call(programs / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+    finally:
+        shutil.rmtree(folder)

@@ -329,3 +329,29 @@ def test_commands_say_what_they_did(hub: Hub, data: Path, tmp_path: Path, capsys
     hub.storage.remove(sha256)
     assert main(["scrub", "--data", str(data)]) == 1
     assert main(["backup", "--data", str(data), str(tmp_path / "backup")]) == 1
+
+
+@pytest.mark.postgres
+def test_hub_moves_to_postgresql_and_back(hub: Hub, postgres: str, tmp_path: Path, monkeypatch):
+    first, second = make_images(hub, tmp_path, 2)
+    back_up(hub, tmp_path / "backup")
+    monkeypatch.setenv("SINGULARITY_HUB_DATABASE", postgres)
+    restore(tmp_path / "backup", tmp_path / "moved")
+    moved = Hub(load_settings(tmp_path / "moved"))
+    assert not moved.database.sqlite
+    moved.database.check()
+    third = put_image(moved, make_sif(tmp_path / "new.sif", "new"), "lab/tools", tags=["v2"])
+    assert third.id > second.id
+    with moved.write() as session:
+        session.execute(sa.delete(Image).where(Image.id == first.id))
+    assert collect(moved, grace=-1).blobs == 1
+    assert scrub(moved)["damaged"] == {}
+    assert back_up(moved, tmp_path / "second")["blobs"] == 2
+    with pytest.raises(SingularityError, match="has rows already"):
+        restore(tmp_path / "second", tmp_path / "again")
+    moved.close()
+    monkeypatch.delenv("SINGULARITY_HUB_DATABASE")
+    restore(tmp_path / "second", tmp_path / "again")
+    again = Hub(load_settings(tmp_path / "again"))
+    assert numbers(again) == [second.id, third.id]
+    again.close()
