@@ -250,6 +250,7 @@ def test_quiet_build_says_nothing_unless_it_fails(as_user, base):
         ("%setup\n  false\n", 3, "%setup ended with status 1"),
         ("%files\n  nosuch /opt\n", 4, "there is no file nosuch"),
         ("%test\n  exit 2\n", 3, "%test ended with status 2"),
+        ("%test\n  exit 2\n", 3, "--notest builds without it"),
         ("%pots\n  true\n", 3, '"%pots" is no section'),
         ("%post\n  true\n%files from nope\n /x\n", 5, 'no stage "nope"'),
     ],
@@ -290,13 +291,16 @@ def test_interrupted_build_leaves_nothing(user, base, number, kind):
     user.own(user.tmp / "scratch")
     environ = {**user.environ, "SINGULARITY_TMPDIR": str(user.tmp / "scratch")}
     words = ["singularity", "build", *(["--sandbox", "box"] if kind == "sandbox" else ["x.sif"]), "x.def"]
-    started = user.popen(words, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with open(user.tmp / "told", "wb") as told:
+        started = user.popen(words, env=environ, stdout=subprocess.DEVNULL, stderr=told)
     deadline = time.monotonic() + 30
     while not sleeping(user):
         assert time.monotonic() < deadline and started.poll() is None
         time.sleep(0.05)
     started.send_signal(number)
     assert started.wait(30) == (-number if number == signal.SIGKILL else 255)
+    # Cleaning up needs root again, which is nothing to tell twice.
+    assert (user.tmp / "told").read_text().count("root without root") == 1
     while leftovers(user) or sleeping(user):
         assert time.monotonic() < deadline, (leftovers(user), sleeping(user))
         time.sleep(0.1)

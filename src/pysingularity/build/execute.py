@@ -53,7 +53,7 @@ def build(request: BuildRequest, steps: Plan, listen: events.Listener) -> events
         Builder(request, steps, channel, place.path, watcher).run(left)
 
     def clean() -> None:
-        become(request)
+        become(request, quiet=True)
         if request.cleanup:
             output.remove_tree(place.path)
         output.sweep(request.target)

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from pysingularity.runtime.rootless import Way
 
 
-def become(request: BuildRequest) -> Way:
-    """Become root by the best way, and say how."""
+def become(request: BuildRequest, *, quiet: bool = False) -> Way:
+    """Become root by the best way, and say how unless that has been said."""
     from pysingularity.runtime.rootless import become_root  # with the runtime
 
-    return become_root(environ=request.environ)
+    return become_root(environ=request.environ, quiet=quiet)
 
 
 class Frame:
@@ -248,7 +248,11 @@ class Frame:
         if not status:
             return
         root = self.roots[step.stage]
-        hint = "the last line of its output tells why; --debug-shell opens a shell there" if section == "post" else ""
+        hint = "the last line of its output tells why"
+        if section == "post":
+            hint += "; --debug-shell opens a shell there"
+        elif section == "test":
+            hint += "; --notest builds without it"
         if space.free(root) < 1 << 20:
             hint = f"there is no space left in {os.path.dirname(root)}: set SINGULARITY_TMPDIR to another folder"
         what = f"was ended by signal {status - 128}" if status > 128 else f"ended with status {status}"

@@ -69,7 +69,7 @@ class Way:
         return f"Way({self.name}{' ' + self.emulation if self.emulation else ''})"
 
 
-def become_root(prefer: str | None = None, environ: Mapping[str, str] | None = None) -> Way:
+def become_root(prefer: str | None = None, environ: Mapping[str, str] | None = None, *, quiet: bool = False) -> Way:
     """Make this single-threaded process uid 0 with all capabilities over its own files, and say how.
 
     The way is said in one INFO line. Calling it as root changes nothing.
@@ -77,6 +77,7 @@ def become_root(prefer: str | None = None, environ: Mapping[str, str] | None = N
     Arguments:
         prefer: SUBUID, NOTIFY or BPF to take that way or fail; None for what SINGULARITY_ROOTLESS says, else the best.
         environ: the caller's environment.
+        quiet: say nothing: another process of this command has said it.
 
     Raises:
         HostError: the machine lacks what is needed, with the exact remedy.
@@ -89,7 +90,7 @@ def become_root(prefer: str | None = None, environ: Mapping[str, str] | None = N
             "unknown-way", f"{VARIABLE}={asked} is not a way to be root", hint=f"one of {', '.join(CHOICES)}"
         )
     way = _become(asked)
-    (messages.verbose if way.name == ROOT else messages.info)(way.describe())
+    (messages.verbose if quiet or way.name == ROOT else messages.info)(way.describe())
     return way
 
 

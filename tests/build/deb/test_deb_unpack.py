@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 from deb_mirror import ar, compress, deb, folders, tar
 
+from pysingularity.build.deb import unpack as subject
 from pysingularity.build.deb.tree import Tree
 from pysingularity.build.deb.unpack import Job, Opened, control_members, open_deb
-from pysingularity.errors import UserError
+from pysingularity.errors import HostError, UserError
 
 
 def unpack(tmp_path: Path, data: bytes, *, name: str = "toy", merged: bool = False, **options) -> Opened:
@@ -45,6 +47,16 @@ ENTRIES = [
     ("./usr/share/doc/empty", b""),
     ("./usr/share/" + "long/" * 40 + "name", b"deep"),
 ]
+
+
+def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(subject.os, "write", full)
+    with pytest.raises(HostError, match=r"package toy: .*No space left") as caught:
+        unpack(tmp_path, deb("toy", files=ENTRIES))
+    assert "SINGULARITY_TMPDIR" in caught.value.hint
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".xz", ".bz2", ".zst"])

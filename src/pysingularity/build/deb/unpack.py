@@ -30,6 +30,7 @@ MAX_CONTROL = 64 << 20
 #: A package may unpack to this many times what its maker counted, plus a constant; beyond, it is a bomb.
 _SLACK, _ROOM = 4, 512 << 20
 _CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 #: What a tar may inflate to; deflate reaches 1032:1, and honest trees 20:1.
 _MOST_RATIO = 200
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -119,7 +120,8 @@ def open_deb(job: Job, tree: Tree) -> Opened:
     except OSError as error:
         name = error.filename
         where = os.fsdecode(name) if isinstance(name, (bytes, str)) else tree.root
-        raise HostError("cannot-unpack", f"package {job.name}: {where}: {error.strerror}") from None
+        hint = "make room, or set SINGULARITY_TMPDIR to a folder that has it" if error.errno in _FULL else ""
+        raise HostError("cannot-unpack", f"package {job.name}: {where}: {error.strerror}", hint=hint) from None
 
 
 class _Deb:
