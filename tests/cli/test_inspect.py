@@ -56,6 +56,16 @@ def inspect(capfd, *words) -> str:
     return capfd.readouterr().out
 
 
+def test_a_damaged_image_is_named(box, tmp_path, capfd):
+    path = tmp_path / "image.simg"
+    to_file(str(box), str(path), bare=True)
+    with open(path, "r+b") as file:
+        file.seek(12)  # the block size
+        file.write(bytes(4))
+    assert main(["inspect", str(path)]) == 255
+    assert f"FATAL:   {path}: damaged squashfs image" in capfd.readouterr().err
+
+
 def test_labels_are_the_default(image, capfd):
     assert inspect(capfd, image) == "A: 1\nB: 2 <&> é\n"
 

@@ -189,3 +189,14 @@ def test_interrupt_at_every_stage_ends_everything(as_user, image, delay, options
     left = subprocess.run(["ps", "-eo", "sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     mine = [line for line in left.splitlines() if line.split()[0] == str(child.pid) and "Z" not in line.split()[1]]
     assert mine == []
+
+
+def test_a_program_in_a_damaged_place_is_told_as_damage(sing, box, squash, fuse):
+    path = squash(box)
+    data = bytearray(path.read_bytes())
+    tables = int.from_bytes(data[64:72], "little")  # files lie before the table of inodes
+    data[96:tables] = bytes(tables - 96)
+    path.write_bytes(data)
+    result = sing("exec", path, "true", timeout=30)
+    assert result.returncode == 255
+    assert "Input/output error" in result.stderr and "the image is damaged there" in result.stderr

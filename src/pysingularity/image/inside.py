@@ -280,4 +280,4 @@ def squashfs_of(image: Image) -> SquashfsImage:
 
     if image.filesystem != "squashfs":
         raise ImageError("not-squashfs", f"{image.path}: its root file system is {image.filesystem}, not squashfs")
-    return SquashfsImage(image.fd, image.offset, image.size)
+    return SquashfsImage(image.fd, image.offset, image.size, name=image.path)

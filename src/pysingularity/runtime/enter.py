@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pysingularity.image.mount import Pending
     from pysingularity.runtime.warm import Warm
 
-_ENOENT, _EACCES, _EPERM, _ENOSPC, _ENOEXEC, _EINVAL = 2, 13, 1, 28, 8, 22
+_ENOENT, _EACCES, _EPERM, _ENOSPC, _ENOEXEC, _EINVAL, _EIO = 2, 13, 1, 28, 8, 22, 5
 
 
 def enter(spec: LaunchSpec) -> NoReturn:
@@ -354,6 +354,8 @@ def become(spec: LaunchSpec) -> NoReturn:
     restore_signals()
     if spec.capabilities is not None:
         capabilities.drop_bounding(spec.capabilities)
+    if spec.ambient:
+        _grant(spec.ambient)
     if spec.no_new_privs:
         no_new_privs()
     if spec.emulate_root is not None:
@@ -362,6 +364,15 @@ def become(spec: LaunchSpec) -> NoReturn:
     if spec.keep_descriptors is not None:
         close_others((0, 1, 2, *spec.keep_descriptors))
     _execute(path, argv, env)
+
+
+def _grant(mask: int) -> None:
+    """Let the program of an ordinary user have capabilities of the user namespace that was made for it."""
+    try:
+        capabilities.set_all(capabilities.effective())
+        capabilities.raise_ambient(mask)
+    except OSError as error:
+        raise HostError("no-capability", f"--add-caps: {error.strerror}") from None
 
 
 def _explain(environment: EnvironmentPlan) -> NoReturn:
@@ -389,7 +400,8 @@ def _execute(path: str, argv: list[str], env: dict[str, str]) -> NoReturn:
             reason = "its interpreter or dynamic linker is not in the container"
         if error.errno == 7:
             reason = "arguments and environment are too long"
-        raise UserError("cannot-execute", f"cannot execute {path}: {reason}") from None
+        hint = "the image is damaged there, or its disk is: fetch or build it again" if error.errno == _EIO else ""
+        raise UserError("cannot-execute", f"cannot execute {path}: {reason}", hint=hint) from None
 
 
 def _change_folder(spec: LaunchSpec) -> str:
