@@ -138,6 +138,7 @@ class LaunchSpec:
         umask: file creation mask of the program.
         no_new_privs: set-user-id programs and file capabilities have no effect.
         capabilities: mask of capabilities that are kept (real root); None keeps all.
+        ambient: mask of capabilities that a program gets though its user is not root: those of the own user namespace.
         session_size: bound of everything written into memory, in MiB.
         squash_owners: show all files of a squashfs image as belonging to the user (an n→n map has no other ids).
         driver: how squashfs images are mounted: "auto", "python", "kernel".
@@ -158,6 +159,7 @@ class LaunchSpec:
 
     __slots__ = (
         "action",
+        "ambient",
         "app",
         "argv",
         "before_start",
@@ -218,6 +220,7 @@ class LaunchSpec:
         umask: int = 0o022,
         no_new_privs: bool = True,
         capabilities: int | None = None,
+        ambient: int = 0,
         session_size: int = 64,
         squash_owners: bool = True,
         driver: str = "auto",
@@ -242,7 +245,7 @@ class LaunchSpec:
         self.emulate_root, self.before_start, self.keep_descriptors = emulate_root, before_start, keep_descriptors
         self.app, self.shell, self.connection, self.explain = app, shell, connection, explain
         self.loopback, self.warm, self.name, self.started, self.lingers = loopback, warm, name, started, lingers
-        self.failure = failure
+        self.failure, self.ambient = failure, ambient
 
     def describe(self) -> list[str]:
         """Say line by line what will be done."""
