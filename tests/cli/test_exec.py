@@ -101,6 +101,20 @@ def test_no_new_privileges_and_no_capabilities(sing, any_image):
     assert "CapPrm:\t0000000000000000" in text
 
 
+@pytest.mark.parametrize("options", [(), ("--pid",)])
+def test_user_gets_the_capabilities_of_the_namespace_that_he_asks_for(sing, box, options):
+    command = ("grep", "CapEff", "/proc/self/status")
+    assert (
+        out(sing("exec", *options, "--add-caps", "CAP_NET_RAW,chown", box, *command)).split()[1]
+        == f"{1 << 13 | 1:016x}"
+    )
+    assert (
+        out(sing("exec", *options, "--add-caps", "chown", "--fakeroot", "--drop-caps", "all", box, *command))
+        .split()[1]
+        .endswith("1")
+    )
+
+
 def test_user_stays_who_he_is(sing, as_user, any_image):
     assert out(sing("exec", any_image, "id", "-u")).strip() == str(as_user.uid)
     assert out(sing("exec", any_image, "id", "-un")).strip() == as_user.name
@@ -249,6 +263,10 @@ def test_deleted_current_folder_falls_back_to_home(as_user, box):
     result = as_user(["bash", "-c", script])
     assert out(result).strip() == str(as_user.home)
     assert "WARNING" in result.stderr
+    script = f"mkdir gone; cd gone; rmdir ../gone; singularity exec -B x:/mnt {box} pwd"
+    result = as_user(["bash", "-c", script])
+    assert result.returncode == 255
+    assert "FATAL:   x: the current folder does not exist" in result.stderr
 
 
 def test_contained_container_shows_nothing_of_the_host(sing, as_user, any_image):

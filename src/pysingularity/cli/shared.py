@@ -179,7 +179,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("keep-privs", "Let root keep all capabilities (the default)", env=("KEEP_PRIVS",), group=RIGHTS),
     Option("no-privs", "Take all capabilities away, also from root", env=("NO_PRIVS",), group=RIGHTS),
     Option(
-        "add-caps", "Keep these capabilities with --no-privs", kind=LIST, metavar="CAP", env=("ADD_CAPS",), group=RIGHTS
+        "add-caps",
+        "Give these capabilities of the container's user namespace, or keep them with --no-privs",
+        kind=LIST,
+        metavar="CAP",
+        env=("ADD_CAPS",),
+        group=RIGHTS,
     ),
     Option(
         "drop-caps",

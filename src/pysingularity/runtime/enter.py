@@ -369,8 +369,9 @@ def become(spec: LaunchSpec) -> NoReturn:
 def _grant(mask: int) -> None:
     """Let the program of an ordinary user have capabilities of the user namespace that was made for it."""
     try:
-        capabilities.set_all(capabilities.effective())
-        capabilities.raise_ambient(mask)
+        own = capabilities.effective()
+        capabilities.set_all(own)
+        capabilities.raise_ambient(mask & own)
     except OSError as error:
         raise HostError("no-capability", f"--add-caps: {error.strerror}") from None
 

@@ -180,6 +180,7 @@ class _Preparation:
             hostname=str(options.hostname or ""),
             umask=0o022 if options.no_umask or options.compat else _umask(),
             capabilities=self._capabilities(),
+            ambient=0 if keep else self._added(),
             session_size=max(self.settings.number("sessiondir max size"), 1),
             driver=str(self.settings["image driver"]),
             loopback=bool(spaces & NEWNET),
@@ -214,7 +215,12 @@ class _Preparation:
 
     def _absolute(self, path: str) -> str:
         if not path.startswith("/"):
-            path = f"{posix.getcwd()}/{path}"
+            try:
+                path = f"{posix.getcwd()}/{path}"
+            except OSError:
+                raise UserError(
+                    "no-folder", f"{path}: the current folder does not exist any more", hint="give an absolute path"
+                ) from None
         return normal(path)
 
     def _check(self, image: Image, layer: Layer) -> None:
@@ -303,7 +309,7 @@ class _Preparation:
             else:
                 raise ImageError(
                     "unsupported-image",
-                    f"--overlay {text}: holds a {image.filesystem} file system, which cannot be mounted here",
+                    f"--overlay {text}: its file system ({image.filesystem}) cannot be mounted here",
                     hint="use a folder instead: mkdir DIR; singularity exec --overlay DIR ...",
                 )
         return upper, layers
@@ -604,18 +610,19 @@ class _Preparation:
         options = self.options
         if options.keep_privs and options.no_privs:
             raise UsageError("two-wishes", "--keep-privs and --no-privs cannot both be given")
-        every = (1 << len(capabilities.NAMES)) - 1
+        every = _capability("all")
         mask = 0 if options.no_privs else every
-        try:
-            for name in options.drop_caps:  # type: ignore[attr-defined]
-                mask &= 0 if str(name).lower() == "all" else ~(1 << capabilities.number(str(name)))
-            for name in options.add_caps:  # type: ignore[attr-defined]
-                mask |= every if str(name).lower() == "all" else 1 << capabilities.number(str(name))
-        except ValueError:
-            raise UserError(
-                "no-capability", f"there is no capability {name}", hint="for example: CAP_NET_RAW"
-            ) from None
+        for name in options.drop_caps:  # type: ignore[attr-defined]
+            mask &= ~_capability(str(name))
+        mask |= self._added()
         return None if mask == every else mask
+
+    def _added(self) -> int:
+        """Return the capabilities that --add-caps gives to the program of an ordinary user."""
+        mask = 0
+        for name in self.options.add_caps:  # type: ignore[attr-defined]
+            mask |= _capability(str(name))
+        return mask
 
     def _limits(self) -> Callable[[], None] | None:
         """Return what sets the limits of the container, None for no limits."""
@@ -709,6 +716,20 @@ def _is_folder(path: str) -> bool:
         return posix.stat(path).st_mode & 0o170000 == 0o040000
     except OSError:
         return False
+
+
+def _capability(name: str) -> int:
+    """Return the mask of a capability, or of all of them.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name.lower() == "all":
+        return (1 << len(capabilities.NAMES)) - 1
+    try:
+        return 1 << capabilities.number(name)
+    except ValueError:
+        raise UserError("no-capability", f"there is no capability {name}", hint="for example: CAP_NET_RAW") from None
 
 
 def _umask() -> int:
