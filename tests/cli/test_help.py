@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pysingularity.cli.commands import COMMANDS
-from pysingularity.cli.help import find, manual, page
+from pysingularity.cli.help import find, manual, page, settings
+from pysingularity.config import TABLE
 from pysingularity.errors import UsageError
 
 
@@ -60,6 +61,15 @@ def test_help_of_a_misspelt_command_names_the_nearest():
         list(page(["exce"]))
 
 
-def test_reference_in_the_repository_is_current():
-    file = Path(__file__).parent.parent.parent / "docs/reference/commands.md"
-    assert file.read_text() == "\n".join(manual()) + "\n", "run scripts/reference"
+@pytest.mark.parametrize(("name", "made"), [("commands", manual), ("settings", settings)])
+def test_reference_in_the_repository_is_current(name, made):
+    file = Path(__file__).parent.parent.parent / f"docs/reference/{name}.md"
+    assert file.read_text() == "\n".join(made()) + "\n", "run scripts/reference"
+
+
+def test_every_setting_is_in_the_reference():
+    text = "\n".join(settings())
+    for key, (_, _, allowed, meaning) in TABLE.items():
+        assert f"| `{key}` |" in text
+        assert meaning in text
+        assert all(word in text for word in allowed)

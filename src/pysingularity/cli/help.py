@@ -157,6 +157,30 @@ def manual() -> Iterator[str]:
     yield from _chapters(COMMANDS, [])
 
 
+def settings() -> Iterator[str]:
+    """Yield the lines of docs/reference/settings.md: every key of singularity.conf."""
+    from pysingularity.config import FLAG, MANY, NUMBER, SYSTEM, TABLE
+
+    yield "# Settings"
+    yield ""
+    yield "Made from the table that reads them (`pysingularity.config`) by `scripts/reference`."
+    yield ""
+    yield f"Settings are lines `key = value` in `{SYSTEM}`, then `singularity.conf` in `SINGULARITY_CONFIGDIR` or"
+    yield "`~/.singularity`, then the file named by `--config` or `SINGULARITY_CONFIG_FILE`; later ones win. `#` at the"
+    yield "start of a line begins a comment. Keys of other implementations are ignored. Options of a command win over"
+    yield "settings."
+    yield ""
+    yield "| key | values | default | meaning |"
+    yield "| --- | --- | --- | --- |"
+    for key, (kind, default, allowed, meaning) in TABLE.items():
+        values = {FLAG: "yes, no", NUMBER: "a number", MANY: "a text; the key may be repeated"}.get(kind)
+        if isinstance(default, tuple):
+            shown = "<br>".join(f"`{one}`" for one in default)
+        else:
+            shown = f"`{ {True: 'yes', False: 'no'}[bool(default)] if kind == FLAG else default }`"
+        yield f"| `{key}` | {values or ', '.join(allowed)} | {shown} | {meaning} |"
+
+
 def _chapters(table: dict[str, tuple[str, str, str]], parents: list[str]) -> Iterator[str]:
     for name in table:
         words = [*parents, name]
