@@ -224,7 +224,8 @@ def test_private_collections_are_missing_for_strangers_on_every_page(server: Ser
         share = add_share(session, collection, by="lab")
     shared = page(server, f"/t/{share}/lab/closed")
     assert f"/t/{share}/lab/closed/images/{first.id}" in [link.get("href") for link in shared.all("a")]
-    page(server, f"/t/{share}/lab/closed/images/{first.id}")
+    inside = page(server, f"/t/{share}/lab/closed/images/{first.id}")
+    assert f"/t/{share}/lab/closed/images/{first.id}#files" in [link.get("href") for link in inside.all("a")]
 
 
 def test_log_is_readable_without_scripts_and_folded_by_steps(server: Server, hub: Hub, tmp_path: Path) -> None:
@@ -244,6 +245,22 @@ def test_log_is_readable_without_scripts_and_folded_by_steps(server: Server, hub
     ended = page(server, f"/lab/tools/builds/{put_build(hub, log=b'')}")
     assert not ended.all("script")
     assert "The log is empty" in ended.text
+
+
+def test_page_and_stream_together_are_the_whole_log(server: Server, hub: Hub, tmp_path: Path) -> None:
+    put(hub, tmp_path)
+    log = b"==> One\nfirst\n==> Two\nsecond\nthird"
+    number = put_build(hub, log=log, state="building", finished_at=None, worker="nobody", leased_until=1e12)
+    found = page(server, f"/lab/tools/builds/{number}")
+    address = next(box["data-stream"] or "" for box in found.all("div") if box.get("id") == "log")
+    path = log_path(hub.settings.folder("logs"), number)
+    path.write_bytes(log + b" and its end\n==> Three\nfourth\n")
+    with hub.write() as session:
+        session.get_one(Build, number).state = "done"
+    events = server.get(address, token="").text
+    assert "data: third and its end\ndata: ==> Three\ndata: fourth\n" in events
+    assert "second" not in events
+    assert events.endswith(f"event: state\nid: {path.stat().st_size}\ndata: done\n\n")
 
 
 def test_a_long_log_shows_its_end(server: Server, hub: Hub, tmp_path: Path) -> None:

@@ -45,9 +45,8 @@ def folder_of(known: Listing, path: str) -> tuple[Folder, dict[str, Entry]]:
     return root, here
 
 
-def folder_view(known: Listing, path: str) -> dict[str, Any]:
+def folder_view(root: Folder, here: dict[str, Entry], *, complete: bool) -> dict[str, Any]:
     """Return a folder of an image as JSON, the largest entries first."""
-    root, here = folder_of(known, path)
     rows: list[dict[str, Any]] = []
     for name, entry in here.items():
         below = root.children.get(name)
@@ -69,7 +68,7 @@ def folder_view(known: Listing, path: str) -> dict[str, Any]:
         "path": root.name,
         "size": root.size,
         "files": root.files,
-        "complete": known.complete,
+        "complete": complete,
         "entries": rows[:MOST],
         "left_off": max(0, len(rows) - MOST),
     }
@@ -86,7 +85,8 @@ def files(number: int, path: str, hub: TheHub, who: Who) -> dict[str, Any]:
     """List a folder of an image with the bytes that everything in it takes; the root is the empty path."""
     with hub.read() as session:
         image = seen_image(session, who, number)
-    return {"image": image.id, **folder_view(listing(hub, image), path)}
+    known = listing(hub, image)
+    return {"image": image.id, **folder_view(*folder_of(known, path), complete=known.complete)}
 
 
 @router.get("/images/{before}/compare/{after}")

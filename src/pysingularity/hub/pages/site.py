@@ -129,7 +129,7 @@ def render(
         notice=hub.settings.notice,
         who=who,
         root=prefix_of(who),
-        here=request.url.path,
+        here=prefix_of(who) + request.url.path,
         **values,
     )
     given = {"Content-Security-Policy": POLICY, "Cache-Control": "private, no-cache", "Vary": "Accept, Cookie"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mimetypes
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -82,7 +83,7 @@ def find(
         return JSONResponse(collection_api.index(request, hub, who, q, "", MOST_ROWS, offset))
     with hub.read() as session:
         found = search(session, who, q, limit=MOST_ROWS, offset=offset)
-    twin = f"/api/v1/collections?offset={offset}"
+    twin = "/api/v1/collections?" + urlencode({"q": q, "offset": offset})
     return render(
         request, who, "search.html", found=found, query=q, owner="", offset=offset, limit=MOST_ROWS, json=twin
     )
@@ -156,9 +157,7 @@ def person(owner: str, request: Request, hub: TheHub, who: Who) -> Response:
         base = base_url(request)
         return JSONResponse({"collections": [collection_view(one, base) for one in found]})
     twin = f"/api/v1/collections?owner={lower}"
-    return render(
-        request, who, "search.html", found=found, query="", owner=lower, offset=0, limit=0 if found else 1, json=twin
-    )
+    return render(request, who, "search.html", found=found, query="", owner=lower, offset=0, limit=501, json=twin)
 
 
 @router.get("/{owner:owner}/{name}")
@@ -310,8 +309,8 @@ def image_page(
     inside = path.strip("/")
     try:
         known = listing(hub, one)
-        root, _ = folder_of(known, inside)
-        values["folder"] = folder_view(known, inside)
+        root, entries = folder_of(known, inside)
+        values["folder"] = folder_view(root, entries, complete=known.complete)
         prefix = f"{inside}/" if inside else ""
         # The picture escapes every name by itself.
         values["picture"] = Markup(treemap(root, link="?path=", below=prefix))
