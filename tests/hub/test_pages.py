@@ -21,7 +21,7 @@ from pysingularity.hub.accounts.tokens import add_share
 from pysingularity.hub.builds.log import log_path
 from pysingularity.hub.catalog import find_collection
 from pysingularity.hub.context import Hub
-from pysingularity.hub.models import Build, Image, Recipe
+from pysingularity.hub.models import Build, Delivery, Image, Recipe
 from pysingularity.hub.pages.people import local
 
 from .shelf import make_sif, put_image
@@ -556,6 +556,23 @@ def test_tokens_are_made_shown_once_and_taken_back(server: Server) -> None:
     number = max(row["id"] for row in server.get("/api/v1/tokens").json["tokens"])
     browser.send("/account", {"csrf": csrf, "action": "revoke", "value": str(number)})
     assert server.get("/api/v1/user", token=secret[0]).status == 401
+
+
+def test_exchanges_with_the_forge_are_shown_to_insiders(server: Server, hub: Hub, tmp_path: Path) -> None:
+    put(hub, tmp_path)
+    with hub.write() as session:
+        collection = find_collection(session, "lab", "tools")
+        assert collection is not None
+        collection.git_url = "https://forge.example/lab/tools"
+        values = {"delivery": "1", "forge": "gitea", "event": "push", "status": 202, "state": "done"}
+        session.add(Delivery(collection_id=collection.id, result=HOSTILE, answer="queued", **values))
+    assert "gitea" not in page(server, "/lab/tools").text
+    browser = Browser(server)
+    browser.sign_in()
+    found = check(browser.send("/lab/tools"))
+    assert "gitea" in found.text
+    assert "alert(1)" in found.text
+    assert collection.hook_secret in found.text
 
 
 def test_buttons_do_what_the_api_does_with_its_rights(server: Server, hub: Hub, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from pysingularity.hub.context import Hub
 from pysingularity.hub.doors import TheHub, Who, base_url, limited
 from pysingularity.hub.errors import NotFound
 from pysingularity.hub.inside import NoListing, compare, environment_of, listing
-from pysingularity.hub.models import Build, Collection, Container, Group, Image, Recipe, Star, Tag, User
+from pysingularity.hub.models import Build, Collection, Container, Delivery, Group, Image, Recipe, Star, Tag, User
 from pysingularity.hub.pages.pictures import badge, human_size, treemap
 from pysingularity.hub.pages.site import HERE, for_people, prefix_of, render, wants_json
 
@@ -192,6 +192,11 @@ def collection_page(owner: str, name: str, request: Request, hub: TheHub, who: W
                 sa.select(Recipe).where(Recipe.collection_id == one.id).order_by(Recipe.branch, Recipe.path).limit(1000)
             )
         )
+        deliveries = []
+        if insider:
+            known = sa.select(Delivery).where(Delivery.collection_id == one.id)
+            known = known.options(defer(Delivery.body), defer(Delivery.headers))
+            deliveries = list(session.scalars(known.order_by(Delivery.id.desc()).limit(10)))
         starred = who.user is not None and session.get(Star, (who.user.id, one.id)) is not None
         admin = may_change(session, who, one, "admin")
     earlier: dict[int, int] = {}
@@ -214,6 +219,7 @@ def collection_page(owner: str, name: str, request: Request, hub: TheHub, who: W
         earlier=earlier,
         builds=builds,
         recipes=recipes,
+        deliveries=deliveries,
         starred=starred,
         may_build=insider,
         most=MOST_ROWS,
