@@ -225,7 +225,7 @@ def compare(hub: Hub, before: Image, after: Image) -> dict[str, Any]:
         with opened(hub, before) as left, opened(hub, after) as right:
             value["files"] = _compare_files(one, two, left, right, same_file=before.blob == after.blob)
             value["packages"] = changes_of(packages(left), packages(right))
-    except (NoListing, SingularityError) as error:
+    except SingularityError as error:
         value["files"] = {"problem": error.message}
         value["packages"] = changes_of({}, {})
     return value
