@@ -146,6 +146,7 @@ class Job:
                 "limits": {"file": self.limits["disk"], "processes": self.limits["processes"]},
                 "environment": environment,
                 "folder": folder,
+                "parent": os.getpid(),
                 "links": self.spec["links"],
                 "seed": self.spec["build"],
             }
@@ -351,7 +352,8 @@ def main(words: list[str]) -> int:
     path = Path(words[0])
     spec = json.loads(path.read_text())
     if spec.get("die_with_parent"):
-        process.die_with_parent()
+        # Our parent may have been killed while this interpreter started: then the wish would come too late.
+        process.die_with_parent(parent=int(spec.get("parent") or 0))
     with LogWriter(Path(spec["log"]), limit=spec["limits"]["log"], secrets=spec["secrets"]) as log:
         job = Job(path.parent, spec, log)
 

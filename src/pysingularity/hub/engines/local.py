@@ -25,7 +25,7 @@ class LocalEngine(Engine):
 
     def start(self, folder: Path, spec: dict[str, Any]) -> str:
         """Start the job's process."""
-        (folder / "job.json").write_text(json.dumps(spec))
+        (folder / "job.json").write_text(json.dumps({**spec, "parent": os.getpid()}))
         # Only the robot's way to git and certificates; the job passes on no more than its specification says.
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
         with (folder / "job.err").open("wb") as errors:

@@ -64,7 +64,7 @@ def main(words: list[str]) -> int:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     process.set_dumpable(True)
-    process.die_with_parent()
+    process.die_with_parent(parent=int(spec.get("parent") or 0))
     child = os.fork()
     if child == 0:
         try:
