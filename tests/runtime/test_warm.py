@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -109,6 +110,24 @@ def test_killed_keeper_is_replaced(warm, as_user):
     for pid in warm.mine() - warm.servers():
         os.kill(pid, signal.SIGKILL)
     assert warm("sh", "-c", "echo ok").stdout == "ok\n"
+
+
+def test_what_killed_keepers_have_left_is_swept_up(warm, as_user):
+    script = (
+        "import fcntl, time; from pysingularity.runtime.warm import _folder; at = _folder() + '/'\n"
+        "open(at + 'dead', 'w').write('4194305 1 /nowhere\\n')\n"
+        "open(at + 'dead.lock', 'w'); open(at + 'free.lock', 'w')\n"
+        "held = open(at + 'held.lock', 'w'); fcntl.lockf(held, fcntl.LOCK_EX); print(at, flush=True); time.sleep(60)\n"
+    )
+    with as_user.popen(["python", "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        folder = Path(process.stdout.readline().strip())
+        try:
+            assert warm("sh", "-c", "true").returncode == 0
+            until(lambda: not any((folder / name).exists() for name in ("dead", "dead.lock", "free.lock")))
+            assert (folder / "held.lock").exists()
+        finally:
+            process.kill()
+            (folder / "held.lock").unlink()
 
 
 def test_containers_outlive_the_keeper(warm, as_user):

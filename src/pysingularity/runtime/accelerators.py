@@ -42,10 +42,15 @@ def mounts_for(
     for one in found:
         if one.libraries:
             one.for_image(_libc(layer))
+        flag = f"--{'nv' if one.kind == 'nvidia' else one.kind}"
         for reason in one.missing:
-            messages.warning(f"--{'nv' if one.kind == 'nvidia' else one.kind}: {reason}")
+            messages.warning(f"{flag}: {reason}")
         for name, reason in one.left_out:
-            messages.warning(f"{name} is left out: {reason}")
+            messages.verbose(f"{flag}: {name} is left out: {reason}")
+        if one.left_out:
+            name, reason = one.left_out[0]
+            more = f" and {len(one.left_out) - 1} more (--verbose names them)" if len(one.left_out) > 1 else ""
+            messages.warning(f"{flag}: {name}{more} left out: {reason}")
         for name, path in one.libraries:
             mounts.append(Mount(BIND, f"{gpu.LIBRARIES}/{name}", source=path, readonly=True))
         for source, target in one.files:

@@ -164,6 +164,7 @@ class Warm:
         posix.rename(draft, self.path)
         posix.write(ready, b"x")
         posix.close(ready)
+        _sweep(self.path.rpartition("/")[0])
         left: float = self.seconds
         while left > 0:
             time.sleep(left)
@@ -190,6 +191,37 @@ class Warm:
                     pass
             posix.close(self._lock)
             self._lock = -1
+
+
+def _sweep(folder: str) -> None:
+    """Remove what killed keepers have left: their files, and locks that nobody holds."""
+    for name in posix.listdir(folder):
+        path = f"{folder}/{name}"
+        try:
+            if name.endswith(".lock"):
+                if name.removesuffix(".lock") not in posix.listdir(folder):
+                    lock = posix.open(path, posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW)
+                    try:
+                        posix.lockf(lock, posix.F_TLOCK, 0)  # refused: somebody is mounting that image just now
+                        posix.unlink(path)
+                    finally:
+                        posix.close(lock)
+            elif not _alive(_read(path, mine=True)):
+                posix.unlink(path)
+                posix.unlink(path + ".lock")
+        except OSError:  # in use, or another keeper was quicker
+            continue
+
+
+def _alive(data: bytes) -> bool:
+    """Return whether the keeper of a file is still there; an empty file is being written."""
+    if not data:
+        return True
+    words = data.partition(b"\n")[0].split(b" ", 2)
+    try:
+        return start_time(int(words[0])) == int(words[1])
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def _folder() -> str:
