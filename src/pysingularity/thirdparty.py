@@ -13,6 +13,14 @@ import sys
 _done = False
 
 
+def neighbours() -> None:
+    """Make the packages importable that were installed beside this one; cheap enough for `exec` (decompressors)."""
+    if sys.flags.no_site:
+        folder = __file__.rpartition("/")[0].rpartition("/")[0]
+        if folder and folder not in sys.path:
+            sys.path.append(folder)
+
+
 def enable() -> None:
     """Put the folders of installed packages on `sys.path`, as the interpreter does when started in the plain way."""
     global _done

@@ -59,3 +59,15 @@ def test_settings_are_read_from_the_named_file(as_user, box):
     result = as_user(["singularity", "-c", path, "exec", box, "true"])
     assert result.returncode == 255
     assert f"{path}:1: image driver = nonsense" in result.stderr
+
+
+def test_fault_of_ours_is_one_line_that_asks_for_a_report(monkeypatch, capfd):
+    from pysingularity.cli import main as module
+    from pysingularity.cli import version
+
+    monkeypatch.setattr(version, "run", lambda arguments, environ: {}["gone"])
+    assert module.main(["version"]) == 255
+    said = capfd.readouterr().err
+    assert said.startswith("FATAL:   internal error: KeyError: 'gone' (")
+    assert "--debug" in said
+    assert "Traceback" not in said

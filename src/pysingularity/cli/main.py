@@ -57,6 +57,19 @@ def main(words: list[str] | None = None) -> int:
             name = name.decode("utf-8", "surrogateescape")
         messages.fatal(f"{name}: {error.strerror}" if name else str(error))
         return 255
+    except Exception as error:
+        if messages.level >= messages.DEBUG:
+            raise
+        # Our fault; the place helps whoever reads the report, the whole trace is one option away.
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
+        messages.fatal(
+            f"internal error: {type(error).__name__}: {error}{place}\n"
+            "    hint: please report it with the output of the same command with --debug"
+        )
+        return 255
 
 
 def _main(words: list[str], environ: dict[str, str]) -> int:

@@ -8,6 +8,7 @@ memory. Start ring: libraries are imported when an image asks for them.
 
 from __future__ import annotations
 
+from pysingularity import thirdparty
 from pysingularity.errors import HostError, UserError
 
 from . import layout
@@ -77,6 +78,7 @@ def _missing(name: str, hint: str) -> HostError:
 def _gzip_reader() -> Decompress:
     start: Callable[[], Any]
     failure: Any
+    thirdparty.neighbours()
     try:
         from isal import isal_zlib  # more than twice as fast
 
@@ -159,6 +161,7 @@ def _xz_writer(level: int) -> tuple[Compress, str]:
 
 
 def _zstd_module() -> Any:
+    thirdparty.neighbours()
     try:
         from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # since Python 3.14
     except ImportError:
