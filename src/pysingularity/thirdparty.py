@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import sys
 
+from pysingularity.errors import HostError
+
 _done = False
+#: Packages whose absence is no fault of ours where somebody installed without them: import name -> what pip calls it.
+_OTHERS = {"urllib3": "urllib3", "deflate": "deflate", "isal": "isal", "backports": "backports.zstd"}
 
 
 def neighbours() -> None:
@@ -39,3 +43,15 @@ def enable() -> None:
         sys.path[:] = [path for path in sys.path if path != folder]
         at = next((number for number, path in enumerate(sys.path) if path.endswith("-packages")), len(sys.path))
         sys.path.insert(at, folder)
+
+
+def lacking(error: BaseException) -> HostError | None:
+    """Return what to tell a person about an import that failed, None when it is no package of other people."""
+    package = _OTHERS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+    if package is None:
+        return None
+    return HostError(
+        "package-missing",
+        f"the Python package {package} is not installed; fetching needs it, running and converting images does not",
+        hint=f"{sys.executable} -m pip install {package}",
+    )

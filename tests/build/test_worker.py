@@ -74,6 +74,15 @@ def test_errors_cross_whole(error, kind):
         assert caught.value.id == "some"
 
 
+def test_missing_package_is_no_fault_of_ours():
+    def work(tell):
+        raise ModuleNotFoundError("No module named 'urllib3.util'", name="urllib3.util")
+
+    with pytest.raises(HostError, match="the Python package urllib3 is not installed") as caught:
+        carry_out(work)
+    assert "pip install urllib3" in caught.value.hint
+
+
 def test_killed_worker_is_cleaned_up_after(tmp_path):
     place = tmp_path / "place"
     place.mkdir()

@@ -71,3 +71,17 @@ def test_fault_of_ours_is_one_line_that_asks_for_a_report(monkeypatch, capfd):
     assert said.startswith("FATAL:   internal error: KeyError: 'gone' (")
     assert "--debug" in said
     assert "Traceback" not in said
+
+
+def test_missing_package_of_others_is_named(monkeypatch, capfd):
+    from pysingularity.cli import main as module
+    from pysingularity.cli import version
+
+    def run(arguments, environ):
+        raise ModuleNotFoundError("No module named 'urllib3'", name="urllib3")
+
+    monkeypatch.setattr(version, "run", run)
+    assert module.main(["version"]) == 255
+    said = capfd.readouterr().err.splitlines()
+    assert "the Python package urllib3 is not installed" in said[0]
+    assert said[1].endswith("-m pip install urllib3")

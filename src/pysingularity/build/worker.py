@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable
 from types import FrameType
 
-from pysingularity import errors, events
+from pysingularity import errors, events, thirdparty
 from pysingularity.errors import HostError, InternalError, RecipeError, SingularityError
 from pysingularity.image.output import Terminated
 from pysingularity.linux.process import SIGTERM, become_subreaper, die_with_parent
@@ -238,6 +238,7 @@ def in_child(clean: Callable[[], None]) -> None:
 
 def failure(error: BaseException) -> events.Event:
     """Return an error as an event that `error_of` turns back into it."""
+    error = thirdparty.lacking(error) or error
     fields: dict[str, object] = {"class": "InternalError", "id": "internal", "message": str(error), "hint": ""}
     if isinstance(error, SingularityError):
         fields.update({"class": type(error).__name__, "id": error.id, "message": error.message, "hint": error.hint})

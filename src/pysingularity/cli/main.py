@@ -60,6 +60,9 @@ def main(words: list[str] | None = None) -> int:
     except Exception as error:
         if messages.level >= messages.DEBUG:
             raise
+        lack = thirdparty.lacking(error)
+        if lack is not None:
+            return report(lack)
         # Our fault; the place helps whoever reads the report, the whole trace is one option away.
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
