@@ -292,6 +292,18 @@ class Cache:
         """Return a held lock for a key; `waiting` is called once when somebody else has it."""
         return Lock(self.path("lock", key), waiting)
 
+    def lock_partial(self, key: str) -> Lock:
+        """Return the held lock of an unfinished download."""
+        return Lock(self.path("lock", "partial-" + key))
+
+    def in_work(self, entry: Entry) -> bool:
+        """Return whether another process is making an unfinished file right now."""
+        if entry.kind != "partial":
+            return False
+        name = os.path.basename(entry.path)
+        key = "image-" + name.rpartition(".sif.")[0] if name.endswith(".new") else "partial-" + name
+        return _held(self.path("lock", key))
+
     # -- cleaning ----------------------------------------------------------------------------------------------
 
     def entries(self, kinds: tuple[str, ...] = KINDS) -> Iterator[Entry]:
@@ -346,7 +358,12 @@ class Cache:
         return sum(_remove(path) for path in paths)
 
     def remove(self, entry: Entry) -> int:
-        """Remove an entry that `entries` yielded and return the bytes freed (none while others hold the file)."""
+        """Remove an entry that `entries` yielded and return the bytes freed (none while others hold the file).
+
+        What another process is still fetching or making stays.
+        """
+        if self.in_work(entry):
+            return 0
         links = 0
         try:
             links = os.stat(entry.path).st_nlink
@@ -439,6 +456,26 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _held(path: str) -> bool:
+    """Return whether another process holds a lock."""
+    try:
+        if time.time() - os.stat(path + ".link").st_mtime < STALE:
+            return True
+    except OSError:
+        pass
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    finally:
+        os.close(fd)
+    return False
 
 
 class _LinkLock:

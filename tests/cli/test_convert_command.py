@@ -40,6 +40,21 @@ def test_every_kind_is_made(box, tmp_path, capfd):
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
+@pytest.mark.parametrize("kind", ["docker-archive", "oci", "oci-archive"])
+def test_archives_and_layouts_become_images_again(box, tmp_path, capfd, monkeypatch, kind):
+    monkeypatch.setenv("SINGULARITY_CACHEDIR", str(tmp_path / "c"))
+    monkeypatch.setenv("SINGULARITY_TMPDIR", str(tmp_path))
+    there = tmp_path / "there"
+    assert main(["convert", "--to", kind, box, str(there)]) == 0
+    assert main(["convert", f"{kind}:{there}", str(tmp_path / "back.sif")]) == 0
+    assert main(["convert", "--to", "sandbox", f"{kind}:{there}", str(tmp_path / "box2")]) == 0
+    assert (tmp_path / "box2/data").read_bytes() == b"x" * 200_000
+    assert main(["convert", f"{kind}:{there}", str(tmp_path / "back.sif")]) == 255
+    assert main(["convert", f"{kind}:{tmp_path}/none", str(tmp_path / "none.sif")]) == 255
+    said = capfd.readouterr().err
+    assert "to replace it" in said and "none" in said.splitlines()[-1]
+
+
 def test_json_tells_the_digests(box, tmp_path, capfd):
     path = tmp_path / "a.sif"
     assert main(["convert", "--json", "--compress", "zstd", "--level", "3", box, str(path)]) == 0

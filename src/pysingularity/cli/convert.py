@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 USAGE = "IN OUT"
 COUNT = (2, 2)
 HELP = """\
-Turn the image IN (a SIF file, a bare squashfs or ext3 image, or a sandbox) into OUT, which is a SIF file unless you say
-otherwise. A squashfs whose compression stays is copied block by block, so that this takes a second.
+Turn the image IN (a SIF file, a bare squashfs or ext3 image, a sandbox, or a reference such as docker-archive:FILE or
+oci:FOLDER) into OUT, which is a SIF file unless you say otherwise. A squashfs whose compression stays is copied block
+by block, so that this takes a second.
 
     singularity convert image.simg image.sif
     singularity convert --to sandbox image.sif folder
     singularity convert --to docker-archive image.sif image.tar      # then: docker load -i image.tar
+    singularity convert docker-archive:image.tar image.sif
     singularity convert --compress zstd --level 6 image.sif smaller.sif
 """
 TARGETS = ("sif", "sandbox", "squashfs", "docker-archive", "oci", "oci-archive")
@@ -38,11 +40,33 @@ OPTIONS = (
 )
 
 
-def run(arguments: Arguments, environ: dict[str, str]) -> int:  # noqa: ARG001
+def run(arguments: Arguments, environ: dict[str, str]) -> int:
     """Convert the image."""
-    from pysingularity.image.output import Orderly
+    from pysingularity.reference import has_scheme
 
     source, target = arguments.positional
+    if not has_scheme(source):
+        return _convert(arguments, source, target)
+    from pysingularity.cli.transfer import Display
+    from pysingularity.image.output import Orderly, check_target
+    from pysingularity.reference import parse_reference
+    from pysingularity.registry.fetch import obtain
+    from pysingularity.registry.settings import settings_from
+
+    check_target(target, force=bool(arguments.force), folder=arguments.to in ("sandbox", "oci"))
+    with Orderly(), Display() as display:
+        found = obtain(parse_reference(source), settings_from({"threads": arguments.threads}, environ), display)
+        try:
+            return _convert(arguments, found.path, target)
+        finally:
+            if found.temporary:
+                os.unlink(found.path)
+
+
+def _convert(arguments: Arguments, source: str, target: str) -> int:
+    """Convert a local image."""
+    from pysingularity.image.output import Orderly
+
     kind = str(arguments.to)
     level, threads = _number(arguments.level, "level"), _number(arguments.threads, "threads")
     if (arguments.compress or level is not None) and kind not in ("sif", "squashfs"):

@@ -126,20 +126,26 @@ def run(arguments: Arguments, environ: dict[str, str]) -> int:
     check_target(target, force=bool(arguments.force), folder=bool(arguments.sandbox))
     settings = settings_from(options_of(arguments), environ)
     with Orderly(), Display() as display:
-        found = obtain(reference, settings, display)
-        try:
-            if arguments.sandbox:
-                from pysingularity.image.convert import to_sandbox
-                from pysingularity.image.open import open_image
+        for left in (2, 1, 0):
+            found = obtain(reference, settings, display)
+            try:
+                if arguments.sandbox:
+                    from pysingularity.image.convert import to_sandbox
+                    from pysingularity.image.open import open_image
 
-                display("unpacking")
-                with open_image(found.path) as image:
-                    to_sandbox(image, target, force=bool(arguments.force))
-            else:
-                place(found.path, target, temporary=found.temporary)
-        finally:
-            if found.temporary and os.path.exists(found.path):
-                os.unlink(found.path)
+                    display("unpacking")
+                    with open_image(found.path) as image:
+                        to_sandbox(image, target, force=bool(arguments.force))
+                else:
+                    place(found.path, target, temporary=found.temporary)
+                break
+            except (FileNotFoundError, UserError):
+                if os.path.exists(found.path) or not left:
+                    raise
+                # Another process has cleaned the cache since: once more.
+            finally:
+                if found.temporary and os.path.exists(found.path):
+                    os.unlink(found.path)
     if arguments.json:
         from pysingularity.cli.results import write_json
 

@@ -31,7 +31,6 @@ REFUSED = (
     ("nvccli", FLAG, ("NVCCLI",), "use --nv, or --device nvidia.com/gpu=all with a CDI file of nvidia-ctk"),
     ("network-args", LIST, ("NETWORK_ARGS",), "forward ports with --network pasta --publish HOST:CONTAINER"),
     ("netns-path", TEXT, ("NETNS_PATH",), "only root's plugins make such namespaces; use --network none or pasta"),
-    ("docker-host", TEXT, (), "save the image to a file and use docker-archive:FILE"),
     ("passphrase", FLAG, (), "encrypted images are not supported"),
     ("pem-path", TEXT, (), "encrypted images are not supported"),
     ("security", MANY, ("SECURITY",), "use --drop-caps; programs never gain rights here (no_new_privs)"),
@@ -276,6 +275,14 @@ OPTIONS: tuple[Option, ...] = (
         kind=TEXT,
         metavar="FILE",
         env=("AUTHFILE", "AUTH_FILE"),
+        group=FETCHING,
+    ),
+    Option(
+        "docker-host",
+        "Use this Docker daemon for docker-daemon: images",
+        kind=TEXT,
+        metavar="URL",
+        env=("DOCKER_HOST",),
         group=FETCHING,
     ),
     Option(

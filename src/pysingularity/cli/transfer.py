@@ -18,7 +18,7 @@ class Display:
     """Shows `progress(text, done, total)` calls; a context manager. Threads may call it.
 
     On a terminal every transfer has a line that moves, with their total below. Elsewhere a line is printed per transfer
-    at each quarter. `-q` shows nothing.
+    at each quarter, or each time it has doubled when its length is not known (total 0). `-q` shows nothing.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Display:
         if self._quiet:
             return
         with self._lock:
-            if not total:
+            if not total and not done:
                 self._erase()
                 messages.info(text)
                 return
@@ -49,9 +49,12 @@ class Display:
             self._lines[text] = done, total
             if self._live:
                 now = time.monotonic()
-                if now - self._last > 0.1 or done >= total:
+                if now - self._last > 0.1 or (total and done >= total):
                     self._last = now
                     self._draw()
+            elif not total:
+                if done >> 22 and done.bit_length() != before.bit_length():
+                    messages.info(f"{text}: {size(done)}")
             elif before < 0 or 4 * done // total != 4 * before // total:
                 share = f"{100 * done // total:3d} %"
                 messages.info(f"{text}: {share} of {size(total)}")
@@ -70,13 +73,15 @@ class Display:
         lines = [f"{text}  {_bar(done, total)}" for text, (done, total) in list(self._lines.items())[-MOST_LINES:]]
         done = sum(one for one, _ in self._lines.values())
         total = sum(one for _, one in self._lines.values())
-        if len(self._lines) > 1:
+        if len(self._lines) > 1 and total:
             lines.append(f"total  {_bar(done, total)}")
         os.write(2, "".join(line[: width - 1] + "\n" for line in lines).encode("utf-8", "replace"))
         self._drawn = len(lines)
 
 
 def _bar(done: int, total: int) -> str:
-    share = min(done / total, 1.0) if total else 1.0
+    if not total:
+        return size(done)
+    share = min(done / total, 1.0)
     filled = round(20 * share)
     return f"{'=' * filled}{' ' * (20 - filled)} {100 * share:3.0f} % of {size(total)}"

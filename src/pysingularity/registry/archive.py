@@ -321,15 +321,21 @@ def _from_daemon(reference: Reference, settings: Settings, folder: str) -> Store
         connection.request("GET", f"/images/{quote(name, safe='/:@')}/get")
         answer = connection.getresponse()
         if answer.status != 200:
-            raise RegistryError("no-such-image", f"{reference}: the Docker daemon answers {answer.status}")
+            try:
+                words = str(json.loads(answer.read(1 << 16))["message"])
+            except (ValueError, KeyError, TypeError):
+                words = str(answer.status)
+            clean = "".join(letter for letter in words if letter.isprintable())[:200]
+            raise RegistryError("no-such-image", f"{reference}: the Docker daemon answers: {clean}")
         while data := answer.read(1 << 18):
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
     except (OSError, http.client.HTTPException) as error:
         os.close(fd)
+        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
         raise RegistryError(
-            "no-docker-daemon", f"{address}: {error}", hint="is Docker running, and may you use its socket?"
+            "no-docker-daemon", f"{address}: {reason}", hint="is Docker running, and may you use its socket?"
         ) from None
     except BaseException:
         os.close(fd)

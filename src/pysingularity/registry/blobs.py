@@ -120,13 +120,19 @@ class Download:
                 if error.id in ("digest-mismatch", "size-mismatch"):
                     os.unlink(partial)
                 raise
-            self.path = cache.add_blob(self.blob.digest, partial)
+            try:
+                self.path = cache.add_blob(self.blob.digest, partial)
+            except FileNotFoundError:
+                pass  # somebody has emptied the folder by hand; our open file is whole, and enough for this image
 
     def _adopt(self, cache: Cache) -> bool:
         path = cache.blob(self.blob.digest, self.blob.size)
         if path is None:
             return False
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # cleaned away just now
+            return False
         digest = hashlib.new(self._kind())
         at = 0
         while data := os.pread(fd, 1 << 20, at):  # verified on use: a disk may have changed it since
@@ -168,6 +174,14 @@ class Download:
                         if failures > PATIENCE:
                             raise RegistryError("bad-answer", f"{what}: the registry gives no part of it")
                         continue
+                told = _whole_size(answer)
+                if told is not None and told != size:
+                    answer.close()
+                    word = "more than" if told > size else "instead of"
+                    raise RegistryError(
+                        "size-mismatch",
+                        f"{what}: the registry has {told} bytes of it, {word} the {size} of its manifest",
+                    )
                 for data in answer.pieces(PIECE):
                     if self._stop.is_set():
                         answer.close()
@@ -302,6 +316,9 @@ class FileLayer:
 
     def __init__(self, path: str, offset: int, size: int, digest: str, name: str) -> None:
         self.path, self.offset, self.size, self.digest, self.name = path, offset, size, digest, name
+        #: Told how many bytes were read for the first time.
+        self.tell: Callable[[int], None] = lambda _: None
+        self._told = 0
         self._hash = hashlib.new(digest.partition(":")[0]) if digest else None
         self._hashed = 0
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -317,6 +334,9 @@ class FileLayer:
                 self._hash.update(data)
                 self._hashed += len(data)
             position += len(data)
+            if position > self._told:
+                self.tell(position - self._told)
+                self._told = position
             return data
 
         return read
@@ -346,7 +366,15 @@ class FileLayer:
 def _lock(cache: Cache, digest: str, stop: threading.Event) -> Lock:
     if stop.is_set():
         raise Stopped
-    return cache.lock("blob-" + digest)
+    return cache.lock_partial(digest)
+
+
+def _whole_size(answer: Answer) -> int | None:
+    """Return how long a server says the whole blob is, None when it does not say."""
+    text = answer.headers.get("Content-Length", "")
+    if answer.status == 206:
+        text = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    return int(text) if text.isdigit() else None
 
 
 def _write(fd: int, data: bytes, at: int) -> None:

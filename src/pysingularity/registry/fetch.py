@@ -396,11 +396,13 @@ class _Job:
         if self.cache is not None:
             path = self.cache.blob(blob.digest, blob.size)
             if path is not None:
-                with open(path, "rb") as file:
-                    data = file.read()
                 try:
+                    with open(path, "rb") as file:
+                        data = file.read()
                     oci.check(data, blob.digest, path)
                     return data
+                except FileNotFoundError:  # cleaned away just now
+                    pass
                 except RegistryError:
                     self.cache.drop("blob", blob.digest)
         data = repository.small_blob(blob)
@@ -424,8 +426,9 @@ class _Job:
             key = self.key(image.digest, f"{self.reference.scheme}:{pinned}")
 
             def made(path: str) -> dict[str, str]:
-                total = sum(layer.size for layer in image.layers)
-                self.progress(f"converting {len(image.layers)} layers")
+                board, count = _Board(self.progress), len(image.layers)
+                for number, layer in enumerate(image.layers):
+                    layer.tell = board.line(f"layer {number + 1}/{count} {layer.digest[7:19]}".rstrip(), layer.size)
                 written = assemble(
                     image.layers,
                     image.config,
@@ -433,9 +436,6 @@ class _Job:
                     self.settings,
                     definition=definition_for(self.reference.scheme, pinned),
                     what=what,
-                    done=lambda number: (
-                        self.progress("layers", len(image.layers) - number, len(image.layers)) if total else None
-                    ),
                 )
                 return {"manifest": image.digest, "partition": written.partition_digest}
 
@@ -458,6 +458,8 @@ class _Job:
             raise RegistryError("no-image-there", f"{self.reference}: {scheme}:// is nothing that can be fetched")
         remote = room.look_up(self.reference, self.settings, self.note)
         key = self.key("x:" + remote.key, scheme)
+        if not remote.lasting:  # nothing would ever find it again
+            self.cache = None
 
         def made(path: str) -> dict[str, str]:
             board = _Board(self.progress)
@@ -484,7 +486,7 @@ class _Board:
             nonlocal done, last
             done += count
             now = time.monotonic()
-            if now - last < 0.1 and done < total:
+            if now - last < 0.1 and (done < total or not total):
                 return
             last = now
             with self._lock:

@@ -107,10 +107,7 @@ class Http:
         parts = urlsplit(url)
         secure = parts.scheme == "https"
         insecure = secure and self._insecure(parts.netloc)
-        proxies = getproxies_environment() if self._environ is os.environ else _proxies(self._environ)
-        proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
-        if proxy and bypass(parts.netloc, proxies):
-            proxy = ""
+        proxy = self._proxy(url)
         certificates = (
             parts.netloc if secure and not insecure and _own_certificates(parts.netloc, self._environ) else ""
         )
@@ -127,6 +124,13 @@ class Http:
             pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
             self._pools[key] = pool
         return pool
+
+    def _proxy(self, url: str) -> str:
+        """Return the proxy for an address, "" for none."""
+        parts = urlsplit(url)
+        proxies = getproxies_environment() if self._environ is os.environ else _proxies(self._environ)
+        proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+        return "" if proxy and bypass(parts.netloc, proxies) else proxy
 
     def request(
         self,
@@ -195,11 +199,14 @@ class Http:
                     method, url, headers=headers, body=body, redirect=False, preload_content=False, decode_content=False
                 )
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                if attempt == tries or _hopeless(error):
-                    raise RegistryError(
-                        "unreachable", f"{place(url)}: {explain(error)}", hint=_advice(error, url)
-                    ) from None
-                self._pause(attempt, None, f"{place(url)}: {explain(error)}")
+                reason = explain(error)
+                proxy = self._proxy(url)
+                if proxy and isinstance(error, urllib3.exceptions.ProxyError):
+                    reason += f" by the proxy {place(proxy)}"
+                # Nobody listening is rarely cured by waiting long.
+                if attempt >= (min(tries, 3) if "refused" in reason else tries) or _hopeless(error):
+                    raise RegistryError("unreachable", f"{place(url)}: {reason}", hint=_advice(error, url)) from None
+                self._pause(attempt, None, f"{place(url)}: {reason}")
                 continue
             answer = Answer(raw, url)
             if answer.status not in PASSING or attempt == tries:

@@ -237,25 +237,26 @@ class Repository:
     ) -> Answer:
         tries = 2 if endpoint.mirror else None
         key = f"{endpoint.host}/{endpoint.repository}"
-        known = self._passes.get(key)
-        secrets = {"Authorization": known.header} if known is not None and known.until > time.monotonic() else {}
-        answer = self.http.request(method, url, headers, body=body, tries=tries, secrets=secrets)
-        if answer.status != 401:
-            return answer
-        challenges = parse_challenges(answer.headers.get("WWW-Authenticate", ""))
-        with self._lock:
-            now = self._passes.get(key)
-            fresh = now is not None and now is not known and now.until > time.monotonic()
-            if not fresh:
-                answer.close()
-                now = self._log_in(endpoint, challenges, secure=url.startswith("https:"))
-                if now is None:
-                    return self.http.request(method, url, headers, body=body, tries=tries)
-                self._passes[key] = now
-            else:
-                answer.close()
-        assert now is not None
-        return self.http.request(method, url, headers, body=body, tries=tries, secrets={"Authorization": now.header})
+        for left in (2, 1, 0):  # a token of another thread may have expired meanwhile
+            known = self._passes.get(key)
+            secrets = {"Authorization": known.header} if known is not None and known.until > time.monotonic() else {}
+            answer = self.http.request(method, url, headers, body=body, tries=tries, secrets=secrets)
+            if answer.status != 401 or not left:
+                return answer
+            challenges = parse_challenges(answer.headers.get("WWW-Authenticate", ""))
+            with self._lock:
+                now = self._passes.get(key)
+                if now is None or now is known or now.until <= time.monotonic():
+                    try:
+                        new = self._log_in(endpoint, challenges, secure=url.startswith("https:"))
+                    except BaseException:
+                        answer.close()
+                        raise
+                    if new is None:
+                        return answer
+                    self._passes[key] = new
+            answer.close()
+        raise AssertionError("unreachable")
 
     def _log_in(
         self, endpoint: config.Endpoint, challenges: list[Any], *, secure: bool, scopes: list[str] | None = None
@@ -278,6 +279,10 @@ class Repository:
         except StopIteration as done:
             result: Pass | None = done.value
             return result
+        except RegistryError as error:
+            if error.id == "login-refused":
+                error.hint = f"log in with: singularity registry login {endpoint.host}"
+            raise
 
     def lets_in(self) -> bool:
         """Return whether the registry accepts our name and password, asked at its front door (/v2/)."""

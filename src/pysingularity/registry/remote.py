@@ -35,6 +35,7 @@ class RemoteFile:
         sha256, md5: hex digests, "" when not known.
         facts: kept with the tag.
         sif: it must be a SIF file.
+        lasting: the key says which content is meant, also tomorrow.
     """
 
     what: str
@@ -45,6 +46,7 @@ class RemoteFile:
     md5: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     sif: bool = False
+    lasting: bool = True
 
     def save(self, path: str, tell: Callable[[int], None], cache: Cache | None) -> str:
         """Fetch the file to `path` and return its SHA-256 (hex).
@@ -55,8 +57,13 @@ class RemoteFile:
             RegistryError: it cannot be fetched, or is not what it should be.
             ImageError: it is no image.
         """
-        keep = cache is not None and bool(self.sha256)
-        partial = cache.path("partial", "file-" + self.key) if cache is not None and keep else path
+        if cache is None or not self.sha256:
+            return self._save(path, path, tell)
+        with cache.lock_partial("file-" + self.key):
+            return self._save(path, cache.path("partial", "file-" + self.key), tell)
+
+    def _save(self, path: str, partial: str, tell: Callable[[int], None]) -> str:
+        keep = partial != path
         fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             sha256, md5 = self._fetch(fd, tell)

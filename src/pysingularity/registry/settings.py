@@ -16,6 +16,15 @@ from pysingularity.registry.auth import Credentials
 ALWAYS, MISSING, NEVER = "always", "missing", "never"
 #: Seconds that a tag is believed with "missing".
 TAG_AGE = 3600.0
+#: The kernel's names of architectures → OCI's name and variant.
+OTHER_NAMES = {
+    "x86_64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "i386": ("386", ""),
+    "i686": ("386", ""),
+}
 TRUE = ("1", "t", "true", "y", "yes", "on")
 
 
@@ -80,11 +89,12 @@ def settings_from(options: Mapping[str, object], environ: Mapping[str, str] | No
     if policy not in (ALWAYS, MISSING, NEVER):
         raise UsageError("bad-pull-policy", f"--pull {policy}: say always, missing or never")
     arch, _, variant = text("arch").partition("/")
+    arch, usual = OTHER_NAMES.get(arch, (arch, ""))
     user, password = text("docker_username"), given.get("docker_password")
     return Settings(
         environ=env,
         arch=arch or host_arch(),
-        variant=text("arch_variant") or variant,
+        variant=text("arch_variant") or variant or usual,
         no_https=bool(given.get("no_https")) or text("", "NOHTTPS", "NO_HTTPS").lower() in TRUE,
         credentials=Credentials(user, str(password or "")) if user else None,
         authfile=text("authfile", "AUTH_FILE"),

@@ -34,12 +34,10 @@ def look_up(reference: Reference, settings: Settings, note: Callable[[str], None
     if head.status == 200:
         length = head.headers.get("Content-Length", "")
         size = int(length) if length.isdigit() else None
-        stamp = head.headers.get("ETag", "") + head.headers.get("Last-Modified", "") + length
+        stamp = head.headers.get("ETag", "") + head.headers.get("Last-Modified", "")
+        stamp += length if stamp else ""
     elif head.status == 404:
         raise refused(head, what)
-    if not stamp:  # nothing tells two versions of it apart
-        import time
-
-        stamp = str(time.time_ns())
     mark = hashlib.sha256(f"{reference.path}\n{stamp}".encode()).hexdigest()
-    return RemoteFile(what, key="net-" + mark, open=start, size=size)
+    # Without a stamp nothing tells two versions of it apart.
+    return RemoteFile(what, key="net-" + mark, open=start, size=size, lasting=bool(stamp))
