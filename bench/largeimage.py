@@ -6,7 +6,8 @@
 
 Tags: `debian` (1 layer), `numpy` (2), `torch` (3), `large` (5), `second` (4: the first three of `large` and one of
 its own), `zstd` (as `large`, compressed with zstd). The last layer of `large` has what breaks mergers: whiteouts,
-opaque and replaced folders, hard links to lower layers, devices, capabilities, set-uid programs, sparse files, odd names.
+opaque and replaced folders, hard links to lower layers, devices, capabilities, set-uid programs, sparse files, odd
+names.
 Needs mmdebstrap, umoci, skopeo, docker-registry, and pip with an index in reach. Nothing here belongs to the product.
 """
 
