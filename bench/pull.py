@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A registry's image to one file: ours against Apptainer, and against what the work costs at the least.
 
-    python bench/pull.py 127.0.0.1:5000/lab/big:1 [--rounds 1]
+    python bench/pull.py                       makes and serves the large Python image first (largeimage.py)
+    python bench/pull.py 127.0.0.1:5000/lab/big:1 [--rounds 1] [--floor]
 
 Measured are wall, CPU, peak memory of the whole process tree (proportional set size), bytes written, and the size of
-the result, each tool with an empty cache, taking turns. The floor is SHA-256 of the layers, inflating, reading tar
-headers and deflating every block, with the same libraries, in one process and nothing else. REFERENCE_APPTAINER
-names the other tool's command; without it only ours is measured. The registry speaks plain http.
+the result, each tool with an empty cache, taking turns; then what a cached image costs (pull again, exec), and what a
+second image costs on layers that the cache knows. The floor is SHA-256 of the layers, inflating, reading tar headers
+and deflating every block, with the same libraries, in one process and nothing else. Started by root, everything runs
+as an ordinary user. REFERENCE_APPTAINER names the other tool's command; without it only ours is measured. The registry
+speaks plain http.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -65,11 +69,11 @@ def memory(pid: int) -> int:
     return 0
 
 
-def measure(argv: list[str], env: dict[str, str]) -> dict[str, float]:
-    """Run a command and return what it cost."""
+def measure(argv: list[str], env: dict[str, str], who: dict[str, int]) -> dict[str, float]:
+    """Run a command (as somebody) and return what it cost."""
     peak = 0
     start = time.monotonic()
-    process = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **who)
     over = threading.Event()
 
     def watch() -> None:
@@ -135,42 +139,136 @@ def _reader(data: bytes):
     return read
 
 
+def account(name: str) -> dict[str, int]:
+    """Return what makes a child an ordinary user, when we are root."""
+    if os.getuid():
+        return {}
+    entry = pwd.getpwnam(name)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}  # type: ignore[dict-item]
+
+
+def row(name: str, cost: dict[str, float], target: str) -> None:
+    """Print one line of the table."""
+    size = os.stat(target).st_size / 1e6 if target else 0.0
+    figures = f"{cost['wall']:9.2f}{cost['cpu']:9.2f}{cost['peak']:10.0f}{cost['written']:12.0f}{size:9.1f}"
+    print(f"{name:<34}{figures}", flush=True)
+
+
+class Bench:
+    """The tools, and folders for them."""
+
+    def __init__(self, reference: str, place: str, user: str) -> None:
+        self.reference, self.place = reference, place
+        self.who = account(user)
+        self.ours = str(Path(sys.executable).parent / "singularity")
+        self.other = (os.environ.get("REFERENCE_APPTAINER") or shutil.which("apptainer") or "").split()
+
+    def folder(self) -> Path:
+        """Return a new folder that everybody may write."""
+        found = Path(tempfile.mkdtemp(prefix="pull-", dir=self.place))
+        found.chmod(0o777)
+        return found
+
+    def environ(self, folder: Path) -> dict[str, str]:
+        """Return variables that keep everything in a folder."""
+        names = ("SINGULARITY_CACHEDIR", "APPTAINER_CACHEDIR", "APPTAINER_TMPDIR", "SINGULARITY_TMPDIR")
+        return {**os.environ, **dict.fromkeys(names, str(folder)), "AS_UID": "1000", "HOME": str(folder)}
+
+    def run(
+        self, words: list[str], folder: Path, target: str = "", name: str = "", *, tool: str = "ours"
+    ) -> dict[str, float]:
+        """Run a command of a tool and print what it cost."""
+        argv = [self.ours, *words] if tool == "ours" else [*self.other, *words]
+        cost = measure(argv, self.environ(folder), self.who if tool == "ours" else {})
+        if name:
+            row(name, cost, target)
+        return cost
+
+
+def ratio(title: str, one: float, other: float, bound: float) -> None:
+    """Print a figure beside its bound."""
+    print(f"{title:<60}{one / other:8.3f}   (at most {bound:.3f})")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("reference", help="HOST:PORT/NAME:TAG of a registry that speaks plain http")
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reference", nargs="?", help="HOST:PORT/NAME:TAG of a registry that speaks plain http")
+    parser.add_argument("--second", default="", help="another image that shares most layers (TAG)")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--floor", action="store_true", help="measure the floor as well")
+    parser.add_argument("--ours", action="store_true", help="leave the other tool out")
+    parser.add_argument("--image", default="/var/tmp/pysingularity-large", help="folder of the large image")
+    parser.add_argument("--place", default="/tmp", help="folder for caches and results")
+    parser.add_argument("--user", default="pysing", help="ordinary user to become when started by root")
     arguments = parser.parse_args()
-    ours = str(Path(sys.executable).parent / "singularity")
-    other = os.environ.get("REFERENCE_APPTAINER") or shutil.which("apptainer")
-    print(f"{'tool':<22}{'wall s':>9}{'CPU s':>9}{'peak MiB':>10}{'written MB':>12}{'size MB':>9}")
-    for _ in range(arguments.rounds):
-        for name in ("ours", "ours, second", "ours, zstd", "apptainer"):
-            if name == "apptainer" and not other:
+    process = None
+    reference, second = arguments.reference, arguments.second
+    if not reference:
+        import largeimage
+
+        largeimage.make(Path(arguments.image))
+        process, name = largeimage.serve(Path(arguments.image))
+        reference, second = f"{name}:large", "second"
+    bench = Bench(reference, arguments.place, arguments.user)
+    if arguments.ours:
+        bench.other = []
+    try:
+        compare(bench, arguments.rounds)
+        again(bench, second)
+        if arguments.floor:
+            parts = floor(reference)
+            print("floor, CPU s: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
+    finally:
+        if process is not None:
+            process.terminate()
+
+
+def compare(bench: Bench, rounds: int) -> None:
+    """Pull with empty caches, in turn."""
+    print(f"{'tool':<34}{'wall s':>9}{'CPU s':>9}{'peak MiB':>10}{'written MB':>12}{'size MB':>9}")
+    sums: dict[str, dict[str, float]] = {}
+    for _ in range(rounds):
+        for name in ("ours", "ours, zstd", "apptainer"):
+            if name == "apptainer" and not bench.other:
                 continue
-            if name != "ours, second":
-                folder = Path(tempfile.mkdtemp(prefix="pull-", dir="/tmp"))
-                folder.chmod(0o777)
-            env = {
-                **os.environ,
-                "SINGULARITY_CACHEDIR": str(folder),
-                "APPTAINER_CACHEDIR": str(folder),
-                "APPTAINER_TMPDIR": str(folder),
-                "AS_UID": "1000",
-            }
-            target = str(folder / (name.replace(", ", "-") + ".sif"))
-            words = [*other.split()] if name == "apptainer" and other else [ours]
+            folder = bench.folder()
+            target = str(folder / "image.sif")
             extra = ["--compress", "zstd"] if "zstd" in name else []
-            argv = [*words, "pull", *extra, "--no-https", target, "docker://" + arguments.reference]
-            cost = measure(argv, env)
-            size = os.stat(target).st_size / 1e6
-            row = f"{cost['wall']:9.2f}{cost['cpu']:9.2f}{cost['peak']:10.0f}{cost['written']:12.0f}{size:9.1f}"
-            print(f"{name:<22}{row}", flush=True)
-            if name != "ours":
-                shutil.rmtree(folder, ignore_errors=True)
-    if arguments.floor:
-        parts = floor(arguments.reference)
-        print("floor, CPU s: " + ", ".join(f"{name} {value:.2f}" for name, value in parts.items()))
+            words = ["pull", *extra, "--no-https", target, "docker://" + bench.reference]
+            cost = bench.run(words, folder, target, name, tool="apptainer" if name == "apptainer" else "ours")
+            cost["size"] = os.stat(target).st_size
+            total = sums.setdefault(name, dict.fromkeys(cost, 0.0))
+            for key, value in cost.items():
+                total[key] = max(total[key], value) if key == "peak" else total[key] + value
+            shutil.rmtree(folder, ignore_errors=True)
+    if "apptainer" in sums:
+        for key, bound in (("wall", 1 / 6), ("cpu", 1 / 6), ("size", 1.02)):
+            ratio(f"ours to apptainer: {key}", sums["ours"][key], sums["apptainer"][key], bound)
+
+
+def again(bench: Bench, second: str) -> None:
+    """Use what the cache has: the same image, and layers of another one."""
+    folder = bench.folder()
+    target = str(folder / "image.sif")
+    pull = ["pull", "-F", "--no-https", target, "docker://" + bench.reference]
+    bench.run(pull, folder)
+    run = ["exec", "--no-https", "docker://" + bench.reference, "true"]
+    for title, words, bound in (("pull of a cached image, ms", pull, 150), ("exec of a cached image, ms", run, 100)):
+        times = sorted(1000 * bench.run(words, folder)["wall"] for _ in range(11))
+        print(f"{title:<60}{times[5]:8.0f}   (at most {bound}; least {times[0]:.0f})")
+    if second:
+        other = bench.folder()
+        words = ["pull", "--no-https", "", f"docker://{bench.reference.rpartition(':')[0]}:{second}"]
+        words[2] = str(other / "fresh.sif")
+        fresh = bench.run(words, other, words[2], f"{second}, nothing known")
+        words[2] = str(folder / "known.sif")
+        known = bench.run(words, folder, words[2], f"{second}, layers known")
+        same = subprocess.run(["cmp", str(other / "fresh.sif"), words[2]], check=False).returncode == 0
+        ratio("CPU with known layers to CPU without", known["cpu"], fresh["cpu"], 0.2)
+        print(f"both files are {'the same' if same else 'DIFFERENT'}")
+        shutil.rmtree(other, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

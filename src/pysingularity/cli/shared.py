@@ -129,6 +129,12 @@ OPTIONS: tuple[Option, ...] = (
         aliases=("pwd",),
         group=FILES,
     ),
+    Option(
+        "image-cwd",
+        "Start in the folder that an OCI image names (WORKDIR), when it has one",
+        env=("IMAGE_CWD",),
+        group=FILES,
+    ),
     # Environment
     Option(
         "cleanenv",
@@ -162,12 +168,18 @@ OPTIONS: tuple[Option, ...] = (
     Option("no-eval", "Let scripts of OCI images take arguments literally", env=("NO_EVAL",), group=ENVIRONMENT),
     Option(
         "compat",
-        "Behave like Docker: --containall --no-init --no-umask --no-eval --writable-tmpfs",
+        "Behave like Docker: --containall --no-init --no-umask --no-eval --writable-tmpfs --image-cwd --image-user",
         env=("COMPAT",),
         group=ENVIRONMENT,
     ),
     # Rights
     Option("fakeroot", "Be root inside, without being root", short="f", env=("FAKEROOT",), group=RIGHTS),
+    Option(
+        "image-user",
+        "Be the user that an OCI image names (USER), when it names one; on the host you stay who you are",
+        env=("IMAGE_USER",),
+        group=RIGHTS,
+    ),
     Option(
         "userns",
         "Use a user namespace (root; ordinary users always do)",

@@ -145,7 +145,8 @@ def _layers(spec: LaunchSpec) -> list[Layer]:
 
 def _warm(spec: LaunchSpec) -> Warm | None:
     """Return the warm image of this start, where that makes sense."""
-    if spec.warm > 0 and spec.identity == SELF and spec.image.kind == SQUASHFS and spec.squash_owners:
+    usual = spec.identity == SELF and spec.inside is None
+    if spec.warm > 0 and usual and spec.image.kind == SQUASHFS and spec.squash_owners:
         from pysingularity.runtime.warm import Warm
 
         return Warm(spec.image, spec.warm)
@@ -169,7 +170,7 @@ def _leave_host(spec: LaunchSpec, warm: Warm | None) -> dict[int, Pending]:
             inside = (uid, gid)
         else:
             unshare(NEWUSER | (0 if files else rest))
-            inside = (0, 0) if spec.identity == ROOT else (uid, gid)
+            inside = (0, 0) if spec.identity == ROOT else spec.inside or (uid, gid)
             map_self(*inside, uid, gid)
         if files:
             from pysingularity.image.mount import serve

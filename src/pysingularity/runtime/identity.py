@@ -85,6 +85,12 @@ def passwd(image: bytes, user: User, home: str, *, uid: int | None = None) -> by
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 
+def has(image: bytes, number: int) -> bool:
+    """Return whether a passwd file has a user of this number."""
+    lines = (line.split(b":") for line in image.split(b"\n"))
+    return any(len(fields) >= 7 and fields[2] == b"%d" % number for fields in lines)
+
+
 def group(image: bytes, user: User, *, gid: int | None = None) -> bytes:
     """Return the image's group file with lines for the caller's groups."""
     wanted = [user.gid if gid is None else gid]

@@ -121,6 +121,8 @@ class _Preparation:
         self.mounts: list[Mount] = []
         self.images: dict[str, Layer] = {}
         self.accelerator_variables: dict[str, str] = {}
+        self.image_cwd = self.image_user = ""
+        self.inside: tuple[int, int] | None = None
 
     # --- the whole ----------------------------------------------------------------------------------------------------
 
@@ -130,6 +132,7 @@ class _Preparation:
         try:
             layer, overlays = self._layers(image)
             self._check(image, layer)
+            self._ask_image(image)
         finally:
             image.close()
         upper, more = self._overlays()
@@ -154,7 +157,7 @@ class _Preparation:
         folders = self._folders(binds)
         self._identity_files()
         root = self.user.uid == 0 and _has_power()
-        keep = (root and not options.userns) or self.fakeroot
+        keep = (root and not options.userns and self.inside is None) or self.fakeroot
         spaces = (NEWIPC if options.ipc or self.contain_all else 0) | (NEWUTS if options.uts or options.hostname else 0)
         connection = None
         if options.net or options.network:
@@ -174,6 +177,7 @@ class _Preparation:
             cwd=folders,
             cwd_required=bool(options.cwd),
             identity=KEEP if keep else SELF,
+            inside=self.inside,
             namespaces=spaces,
             pid_namespace=self.pid,
             init=not (options.no_init or options.compat),
@@ -468,7 +472,7 @@ class _Preparation:
     def _folders(self, binds: list[tuple[Bind, bool]]) -> list[str]:
         """Return the folders to start in, best first; mount the current one where nothing else shows it."""
         fallback = [self.home, "/"]
-        asked = self.options.cwd
+        asked = self.options.cwd or self.image_cwd
         if asked:
             return [str(asked), *fallback]
         cwd = self.cwd
@@ -504,6 +508,21 @@ class _Preparation:
                 return named
         return here
 
+    def _ask_image(self, image: Image) -> None:
+        """Find out which folder and user an OCI image names, when that is wanted."""
+        options = self.options
+        if not (options.image_cwd or options.image_user or options.compat):
+            return
+        from pysingularity.runtime.imageconfig import wishes_of  # loads json
+
+        if options.image_user and self.fakeroot:
+            raise UsageError("two-users", "--image-user and --fakeroot cannot both be given")
+        user = bool(options.image_user) or (bool(options.compat) and not self.fakeroot)
+        wishes = wishes_of(image, cwd=not options.cwd and bool(options.image_cwd or options.compat), user=user)
+        self.image_cwd = wishes.cwd
+        if wishes.uid is not None:
+            self.inside, self.image_user = (wishes.uid, wishes.gid), wishes.name
+
     def _identity_files(self) -> None:
         """Ask for passwd and group files with the caller in them; they are completed from the image's on the way in."""
         for path, key in (("/etc/passwd", "config passwd"), ("/etc/group", "config group")):
@@ -515,10 +534,12 @@ class _Preparation:
         return self.writable and (self.fakeroot or self.user.uid == 0)
 
     def _passwd(self, image: bytes) -> bytes:
-        return identity.passwd(image, self.user, self.home, uid=0 if self.fakeroot else None)
+        if self.inside is not None and identity.has(image, self.inside[0]):
+            return image
+        return identity.passwd(image, self.user, self.home, uid=0 if self.fakeroot else self.inside and self.inside[0])
 
     def _group(self, image: bytes) -> bytes:
-        return identity.group(image, self.user, gid=0 if self.fakeroot else None)
+        return identity.group(image, self.user, gid=0 if self.fakeroot else self.inside and self.inside[1])
 
     def _accelerators(self, layer: Layer) -> None:
         options, settings = self.options, self.settings
@@ -590,8 +611,8 @@ class _Preparation:
         if not clean:
             host.setdefault("USER", self.user.name)
             host.setdefault("LOGNAME", self.user.name)
-        if self.fakeroot:
-            host["USER"] = host["LOGNAME"] = "root"
+        if self.fakeroot or self.image_user:
+            host["USER"] = host["LOGNAME"] = "root" if self.fakeroot else self.image_user
         return env_rules.EnvironmentPlan(
             base=base,
             host=host,

@@ -131,6 +131,7 @@ class LaunchSpec:
         cwd: folders to start in; the first that exists is taken.
         cwd_required: the first one of `cwd` has to exist.
         identity: KEEP, SELF or ROOT.
+        inside: with SELF, the uid and gid that the caller has in the container; None for the own ones.
         namespaces: flags of further namespaces (`linux.namespaces`), besides user and mount.
         pid_namespace: own pid namespace; the program and all its descendants end together.
         init: a small process 1 that reaps orphans and forwards signals; otherwise the program is process 1.
@@ -177,6 +178,7 @@ class LaunchSpec:
         "identity",
         "image",
         "init",
+        "inside",
         "keep_descriptors",
         "lingers",
         "loopback",
@@ -213,6 +215,7 @@ class LaunchSpec:
         cwd: Sequence[str] = ("/",),
         cwd_required: bool = False,
         identity: str = SELF,
+        inside: tuple[int, int] | None = None,
         namespaces: int = 0,
         pid_namespace: bool = False,
         init: bool = True,
@@ -245,7 +248,7 @@ class LaunchSpec:
         self.emulate_root, self.before_start, self.keep_descriptors = emulate_root, before_start, keep_descriptors
         self.app, self.shell, self.connection, self.explain = app, shell, connection, explain
         self.loopback, self.warm, self.name, self.started, self.lingers = loopback, warm, name, started, lingers
-        self.failure, self.ambient = failure, ambient
+        self.failure, self.ambient, self.inside = failure, ambient, inside
 
     def describe(self) -> list[str]:
         """Say line by line what will be done."""
