@@ -19,6 +19,7 @@ pytest.importorskip("sqlalchemy", reason="needs the hub extra: pip install '.[hu
 
 import sqlalchemy as sa
 
+from conftest import User
 from pysingularity.hub.context import Hub
 from pysingularity.hub.models import Collection
 from pysingularity.hub.settings import load_settings, make_data_folder
@@ -42,8 +43,12 @@ def repository(tmp_path: Path) -> Repository:
     return Repository(tmp_path / "repository")
 
 
-def make_data(folder: Path) -> Path:
-    """Make a data folder with settings for tests and a migrated database."""
+def make_data(folder: Path, builds: str = "", more: str = "") -> Path:
+    """Make a data folder with settings for tests and a migrated database.
+
+    Arguments:
+        builds, more: lines of the settings' table `builds`, and further tables.
+    """
     data = make_data_folder(
         folder / "data",
         f"""name = "Test Hub"
@@ -51,12 +56,14 @@ def make_data(folder: Path) -> Path:
 program = [{json.dumps(sys.executable)}, "-I", {json.dumps(str(BUILDER))}]
 readable = [{json.dumps(str(BUILDER.parent))}]
 lease = 5.0
+{builds}
 [sources]
 protocols = ["https", "file"]
 local = [{json.dumps(str(folder))}]
 [storage]
 reserve = 0
 part_size = 5242880
+{more}
 """,
     )
     hub = Hub(load_settings(data))
@@ -87,9 +94,9 @@ def server(data: Path) -> Iterator[Server]:
     server.stop()
 
 
-def started(data: Path) -> Server:
-    """Start a hub."""
-    server = Server(data)
+def started(data: Path, user: User | None = None) -> Server:
+    """Start a hub, as an ordinary user if one is given."""
+    server = Server(data, user)
     server.command("user", "add", "lab", "--admin", "--password-stdin", text="correct horse\n")
     server.token = server.command("token", "create", "--user", "lab", "--scope", "read,push,build,admin").strip()
     server.start()

@@ -12,9 +12,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from conftest import User
 
 COMMAND = [sys.executable, "-m", "pysingularity.hub.command"]
 BUILDER = Path(__file__).parent / "builder.py"
@@ -42,15 +44,25 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = "i
 class Repository:
     """A git repository with a working tree."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, user: User | None = None) -> None:
+        self.path, self.user = path, user
         path.mkdir(parents=True)
+        if user is not None:
+            user.own(path)
         self.git("init", "--quiet", "--initial-branch=main")
         self.clock = 1_700_000_000
 
     def git(self, *words: str) -> str:
         """Run git and return what it says."""
-        result = subprocess.run(["git", *words], cwd=self.path, env=GIT, capture_output=True, text=True, check=False)
+        return self._run(words, GIT)
+
+    def _run(self, words: Sequence[str], env: dict[str, str]) -> str:
+        if self.user is not None:
+            result = self.user(["git", *words], cwd=self.path, env=env)
+        else:
+            result = subprocess.run(
+                ["git", *words], cwd=self.path, env=env, capture_output=True, text=True, check=False
+            )
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()
 
@@ -67,12 +79,8 @@ class Repository:
         self.git("add", "--all")
         self.clock += 60
         stamp = f"{self.clock} +0000"
-        subprocess.run(
-            ["git", "commit", "--quiet", "--allow-empty", "-m", message],
-            cwd=self.path,
-            env={**GIT, "GIT_AUTHOR_DATE": stamp, "GIT_COMMITTER_DATE": stamp},
-            check=True,
-        )
+        dates = {"GIT_AUTHOR_DATE": stamp, "GIT_COMMITTER_DATE": stamp}
+        self._run(["commit", "--quiet", "--allow-empty", "-m", message], {**GIT, **dates})
         return self.git("rev-parse", "HEAD")
 
 
@@ -94,9 +102,11 @@ class Answer:
 class Server:
     """`singularity-hub serve` as a process, and a client for it."""
 
-    def __init__(self, data: Path) -> None:
-        self.data = data
+    def __init__(self, data: Path, user: User | None = None) -> None:
+        self.data, self.user = data, user
         self.token = ""
+        #: More variables for the hub.
+        self.environ: dict[str, str] = {}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -105,31 +115,22 @@ class Server:
 
     def command(self, *words: str, text: str = "") -> str:
         """Run singularity-hub and return what it prints."""
-        result = subprocess.run(
-            [*COMMAND, *words, "--data", str(self.data)],
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        argv = [*COMMAND, *words, "--data", str(self.data)]
+        if self.user is not None:
+            result = self.user(argv, input=text, timeout=60)
+        else:
+            result = subprocess.run(argv, input=text, capture_output=True, text=True, check=False, timeout=60)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        self.process = subprocess.Popen(
-            [
-                *COMMAND,
-                "serve",
-                "--data",
-                str(self.data),
-                "--port",
-                str(self.port),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        argv = [*COMMAND, "serve", "--data", str(self.data), "--port", str(self.port)]
+        if self.user is not None:
+            self.process = self.user.popen(argv, env=self.environ, stdout=subprocess.PIPE, text=True)
+        else:
+            environ = {**os.environ, **self.environ}
+            self.process = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         assert "http://" in self.process.stdout.readline()
         wait_for(lambda: self._up(), what="an answer")
@@ -183,6 +184,35 @@ class Server:
     def post(self, path: str, body: Any = None, **options: Any) -> Answer:
         """POST."""
         return self.request("POST", path, body, **options)
+
+    def connect(self, repository: Repository, name: str = "lab/tools", **more: Any) -> dict[str, Any]:
+        """Connect a repository and return the first build that comes of it."""
+        made = self.post("/api/v1/collections", {"name": name, "git_url": f"file://{repository.path}", **more})
+        assert made.status == 201, made.text
+        try:
+            return wait_for(lambda: self.builds(name), what="a build")[0]
+        except AssertionError as error:
+            raise AssertionError(self.get(f"/api/v1/collections/{name}/deliveries").json["deliveries"]) from error
+
+    def builds(self, name: str = "lab/tools", query: str = "") -> list[dict[str, Any]]:
+        """Return the builds of a collection, the newest first."""
+        return self.get(f"/api/v1/builds?collection={name}{query}").json["builds"]
+
+    def log(self, build: int) -> str:
+        """Return a build's log."""
+        return self.get(f"/api/v1/builds/{build}/log").text
+
+    def family(self) -> list[int]:
+        """Return the numbers of the hub's processes, the parent first."""
+        assert self.process is not None
+        out = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout
+        return [self.process.pid, *map(int, out.split())]
+
+    def kill(self) -> None:
+        """End all of it at once, with no chance to say good-bye."""
+        for pid in reversed(self.family()):
+            os.kill(pid, signal.SIGKILL)
+        self.stop(signal.SIGKILL)
 
     def ended(self, build: int, seconds: float = 30.0) -> dict[str, Any]:
         """Wait for the end of a build and return it."""

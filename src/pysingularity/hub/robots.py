@@ -18,21 +18,26 @@ import sqlalchemy as sa
 
 from pysingularity import messages
 from pysingularity.hub.builds.queue import claim, give_back, hand_back
-from pysingularity.hub.builds.run import Run, Stopping, sweep
-from pysingularity.hub.builds.states import ACTIVE, LostLease
+from pysingularity.hub.builds.run import Run, Stopping
+from pysingularity.hub.builds.states import ACTIVE, FINAL, LostLease
 from pysingularity.hub.context import Hub
 from pysingularity.hub.engines.base import Engine
 from pysingularity.hub.engines.local import LocalEngine
+from pysingularity.hub.engines.slurm import SlurmEngine
+from pysingularity.hub.engines.sweep import sweep
 from pysingularity.hub.models import Build, Collection, now
 from pysingularity.hub.sources.intake import resync, work_off
 
 #: Seconds between two looks for work; a webhook on this process's own hub wakes it at once.
 POLL = 0.2
+#: Seconds that the working folder of an ended build is left to the worker that ended it.
+LINGER = 10.0
 
 
 def make_engine(hub: Hub) -> Engine:
-    """Return the engine that the settings name: this machine itself, so far the only one."""
-    assert hub.settings.builds.engine == "local"
+    """Return the engine that the settings name."""
+    if hub.settings.builds.engine == "slurm":
+        return SlurmEngine(hub.settings)
     return LocalEngine()
 
 
@@ -107,10 +112,20 @@ class Robots:
             returned, failed = give_back(session, attempts=self.hub.settings.builds.attempts)
         for number in (*returned, *failed):
             messages.warning(f"build {number}: its worker was lost")
-        if not self.engine.survives:
-            for number in failed:
-                sweep(self.hub.settings.folder("work") / str(number))
+        self._tidy()
         return False
+
+    def _tidy(self) -> None:
+        """End jobs that go on for builds that have ended without them, and remove what they left."""
+        names = [path for path in self.hub.settings.folder("work").glob("*") if path.name.isdigit()]
+        for folder in names if not self.hub.settings.builds.keep_work else ():
+            with self.hub.read() as session:
+                build = session.get(Build, int(folder.name))
+            if build is not None and (build.state not in FINAL or (build.finished_at or 0) > now() - LINGER):
+                continue
+            if build is not None and build.job and self.engine.survives:
+                self.engine.kill(build.job)
+            sweep(folder)
 
     def _poll_repositories(self) -> bool:
         with self.hub.write() as session:

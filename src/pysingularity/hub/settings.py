@@ -34,12 +34,35 @@ class _Group(BaseModel):
     model_config = {"extra": "forbid"}
 
 
+class SlurmSettings(_Group):
+    """How builds are submitted to a cluster; what is empty is left to the cluster's defaults."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    #: Features of nodes, as sbatch --constraint has them.
+    constraint: str = ""
+    gres: str = ""
+    cpus: int = Field(default=2, ge=1)
+    #: More options of sbatch, word by word.
+    options: list[str] = Field(default_factory=list)
+    #: Folder on the nodes' own disks in which a build works; $TMPDIR and the like are resolved there. Empty: the data
+    #: folder, which the nodes share.
+    scratch: str = ""
+    #: Interpreter with this package on the nodes; empty: the hub's own, by the same path.
+    python: str = ""
+    #: Seconds between two looks at the cluster's queue.
+    poll: float = Field(default=5.0, gt=0)
+
+
 class BuildSettings(_Group):
     """How images are built."""
 
     #: The program that builds, with leading arguments; empty means our own, run by this interpreter.
     program: list[str] = Field(default_factory=list)
-    engine: Literal["local"] = "local"
+    #: "local" builds on this machine; "slurm" submits each build to a cluster that shares the data folder.
+    engine: Literal["local", "slurm"] = "local"
+    slurm: SlurmSettings = Field(default_factory=SlurmSettings)
     #: Builds that run at the same time; 0 means that another machine or process builds.
     workers: int = Field(default=1, ge=0, le=1024)
     active_per_collection: int = Field(default=1, ge=1)

@@ -91,6 +91,29 @@ sync               162   36   81   36   36   36
 msync               26  144  227  144  144  144
 sync_file_range    277  314   84  341  308  307
 syncfs             306  344  267  373  348  338
+keyctl             250  288  219  311  271  280
+add_key            248  286  217  309  269  278
+request_key        249  287  218  310  270  279
+perf_event_open    298  336  241  364  319  331
+bpf                321  357  280  386  361  351
+userfaultfd        323  374  282  388  364  355
+io_uring_setup     425  425  425  425  425  425
+io_uring_enter     426  426  426  426  426  426
+io_uring_register  427  427  427  427  427  427
+kexec_load         246  283  104  347  268  277
+kexec_file_load    320    -  294  401  382  381
+init_module        175  128  105  128  128  128
+finit_module       313  350  273  379  353  344
+delete_module      176  129  106  129  129  129
+open_by_handle_at  304  342  265  371  346  336
+fanotify_init      300  338  262  367  323  332
+acct               163   51   89   51   51   51
+swapon             167   87  224   87   87   87
+swapoff            168  115  225  115  115  115
+reboot             169   88  142   88   88   88
+syslog             103  103  116  103  103  103
+quotactl           179  131   60  131  131  131
+socket              41  359  198  281  326  359
 """
 
 #: `struct stat` of each architecture (asm/stat.h), of `struct stat64` where pointers have 32 bits: the format and what

@@ -12,9 +12,6 @@ import fnmatch
 import json
 import os
 import posixpath
-import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -26,9 +23,10 @@ from pysingularity.hub.builds.log import LogWriter, log_path
 from pysingularity.hub.builds.planning import mirror_of
 from pysingularity.hub.builds.provenance import embed, statement
 from pysingularity.hub.builds.publish import add_image
-from pysingularity.hub.builds.states import beat, move
+from pysingularity.hub.builds.states import QUEUED, LostLease, beat, move
 from pysingularity.hub.context import Hub
-from pysingularity.hub.engines.base import Engine, specification
+from pysingularity.hub.engines.base import Engine, secrets_of, specification
+from pysingularity.hub.engines.sweep import sweep
 from pysingularity.hub.errors import HubError
 from pysingularity.hub.models import Build
 from pysingularity.hub.storage.quota import need_room
@@ -49,6 +47,10 @@ class Stopping(Exception):
     """The robot is told to end; the build goes back to the queue."""
 
 
+class Again(Exception):
+    """The machine failed, not the build: (error id, sentence). It goes back to the queue, a few times."""
+
+
 class Run:
     """One attempt at one build.
 
@@ -63,6 +65,10 @@ class Run:
         self.lease = hub.settings.builds.lease
         self.beaten = 0.0
         self.cancel = False
+        self.secrets: list[str] = []
+        self.job = ""
+        #: The working folder is ours.
+        self.mine = True
 
     # --- the row ---
 
@@ -98,7 +104,7 @@ class Run:
     def log(self) -> LogWriter:
         """Open the log."""
         path = log_path(self.hub.settings.folder("logs"), self.id)
-        return LogWriter(path, limit=self.hub.settings.builds.log_limit)
+        return LogWriter(path, limit=self.hub.settings.builds.log_limit, secrets=self.secrets)
 
     # --- the work ---
 
@@ -110,22 +116,35 @@ class Run:
             Stopping: the robot ends.
         """
         build = self.load()
+        self.secrets = secrets_of(build.collection)
         try:
-            found = build.job and self.engine.survives
-            result = self._again(build) if found else self._fresh(build)
-            self._store(self.load(), result)
-        except Failed as end:
-            self._end(*end.args)
-        except NotBelieved as error:
-            self._end("failed", error.id, f"the result was refused: {error.message}")
-        except HubError as error:
-            self._end("failed", error.id, error.message)
-        except SingularityError as error:
-            self._end("failed", error.id, str(error).replace("\n", " "))
-        except OSError as error:
-            self._end("failed", "hub-error", f"the hub's machine: {error.strerror or error}")
+            try:
+                if build.job and self.engine.survives and read_json(self.folder / "job.json") is not None:
+                    result = self._again(build)
+                else:
+                    result = self._fresh(build)
+                self._store(self.load(), result)
+            except Again as reason:
+                self._once_more(*reason.args)
+            except Failed as end:
+                self._end(*end.args)
+            except NotBelieved as error:
+                self._end("failed", error.id, f"the result was refused: {error.message}")
+            except HubError as error:
+                self._end("failed", error.id, error.message)
+            except SingularityError as error:
+                self._end("failed", error.id, str(error).replace("\n", " "))
+            except OSError as error:
+                self._end("failed", "hub-error", f"the hub's machine: {error.strerror or error}")
+        except LostLease:
+            # The folder is somebody else's by now; only what we started ourselves is ours to end.
+            self.mine = False
+            if self.job and not self.engine.survives:
+                self.engine.kill(self.job)
+            raise
         finally:
-            self._clean()
+            if self.mine:
+                self._clean()
 
     def _end(self, state: str, error_id: str, reason: str) -> None:
         with self.log() as log:
@@ -133,9 +152,24 @@ class Run:
             size = log.size
         self.move(state, error_id=error_id, reason=reason[:2000], log_size=size)
 
+    def _once_more(self, error_id: str, reason: str) -> None:
+        """Return the build to the queue, unless it has had its attempts."""
+        build = self.load()
+        if build.attempt >= self.hub.settings.builds.attempts:
+            self._end("failed", error_id, f"{reason}; this was attempt {build.attempt}")
+            return
+        with self.log() as log:
+            log.line(f"{reason}; the build is tried again")
+        self._clean()
+        self.mine = False  # the next worker may begin at once
+        with self.hub.write() as session:
+            move(session, self.id, QUEUED, worker=self.worker, job="", leased_until=None, reason=reason[:2000])
+
     def _fresh(self, build: Build) -> dict[str, Any]:
         """Clone, and start the job."""
-        self.move("cloning", engine=self.engine.name)
+        if build.job and self.engine.survives:
+            self.engine.kill(build.job)
+        self.move("cloning", engine=self.engine.name, job="")
         self.beat(force=True)
         with self.log() as log:
             again = f", attempt {build.attempt}" if build.attempt > 1 else ""
@@ -163,43 +197,57 @@ class Run:
         if spec["sandbox"] == "none":
             _plain_links(self.folder / "source", links)
         self.beat(force=True)
-        job = self.engine.start(self.folder, spec)
-        self.move("building", job=job)
-        return self._follow(job)
+        if self.engine.survives:
+            with self.log() as log:
+                log.line(f"Submitting the build to {self.engine.name}")
+        self.job = self.engine.start(self.folder, spec)
+        self.note(job=self.job)
+        return self._follow(self.job, str(spec["token"]))
 
     def _again(self, build: Build) -> dict[str, Any]:
         """Find a job again that a scheduler went on running while no worker looked."""
+        self.move("cloning")
+        self.job = build.job
         with self.log() as log:
             log.line(f"Worker {self.worker} follows job {build.job}")
-        self.move("cloning")
-        self.move("building")
-        return self._follow(build.job)
+        spec = read_json(self.folder / "job.json") or {}
+        return self._follow(build.job, str(spec.get("token")))
 
-    def _follow(self, job: str) -> dict[str, Any]:
+    def _result(self, token: str) -> dict[str, Any] | None:
+        """Return what the job left; a result of an attempt that was given up is none."""
+        result = read_json(self.folder / "result.json")
+        return result if result is not None and result.get("token") == token else None
+
+    def _follow(self, job: str, token: str) -> dict[str, Any]:
         """Wait for a job, telling its state and renewing the lease."""
-        state, steps = "building", -1
-        asked = 0.0
-        while True:
-            result = read_json(self.folder / "result.json")
-            if result is not None:
-                break
+        state, steps, waits = "cloning", -1, ""
+        asked, ended = 0.0, 0.0
+        while (result := self._result(token)) is None:
             if self.ended.is_set():
                 raise Stopping
-            if not self.engine.running(job):
-                time.sleep(POLL)  # the result may have been written a moment ago
-                result = read_json(self.folder / "result.json")
-                if result is None and self.ended.is_set():
-                    raise Stopping
-                if result is None:
-                    raise Failed("failed", "job-lost", self._last_words(job))
-                break
+            if self.engine.running(job):
+                ended = 0.0
+            elif not ended:
+                ended = time.monotonic()
+            elif time.monotonic() - ended > self.engine.settle:  # the result may have been written a moment ago
+                if self.cancel:
+                    raise Failed("cancelled", "cancelled", "cancelled")
+                verdict = self.engine.verdict(job)
+                reason = verdict[2] + self._last_words()
+                raise Again(verdict[1], reason) if verdict[0] == QUEUED else Failed(*verdict[:2], reason)
             status = read_json(self.folder / "status.json") or {}
+            if state == "cloning" and status:
+                state = "building"
+                self.move(state, reason="")
             if isinstance(status.get("steps"), list) and len(status["steps"]) != steps:
                 steps = len(status["steps"])
                 self.note(steps=status["steps"])
             if state == "building" and status.get("state") == "testing":
                 state = "testing"
                 self.move("testing")
+            if state == "cloning" and not self.cancel and (now := self.engine.waits(job)) != waits:
+                waits = now
+                self.note(reason=waits)
             self.beat()
             if self.cancel:
                 if not asked:
@@ -211,7 +259,14 @@ class Run:
             time.sleep(POLL)
         while self.engine.running(job) and not self.engine.survives:
             time.sleep(0.02)  # the job takes its sandbox down
+        if state == "cloning":
+            state = "building"
+            self.move(state, reason="")
         self.note(steps=result.get("steps") or [], node=str(result.get("node", ""))[:200])
+        if result.get("state") == "cancelled":
+            self.beat(force=True)
+            if not self.cancel:
+                raise Again("job-killed", f"the job {job} was ended from outside")
         if result.get("state") != "built":
             known = result.get("state") in ("failed", "cancelled", "timed_out", "skipped")
             raise Failed(
@@ -223,13 +278,13 @@ class Run:
             self.move("testing")
         return result
 
-    def _last_words(self, job: str) -> str:
+    def _last_words(self) -> str:
+        """Return the last line that the job's process wrote, if there is one."""
         try:
             text = (self.folder / "job.err").read_bytes()[-2000:].decode("utf-8", "replace").strip()
         except OSError:
-            text = ""
-        last = text.splitlines()[-1] if text else ""
-        return f"the job {job} ended without a result" + (f": {last}" if last else "")
+            return ""
+        return f": {text.splitlines()[-1]}" if text else ""
 
     def _store(self, build: Build, result: dict[str, Any]) -> None:
         """Look at the image, store it, and publish it."""
@@ -354,20 +409,3 @@ def _plain_links(source: Path, links: list[tuple[str, str]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.path.lexists(path):
             path.symlink_to(to)
-
-
-def sweep(folder: Path) -> None:
-    """Remove a working folder, also when parts of it belong to the sandbox's own ids.
-
-    The sandbox of a worker that was killed takes a moment to die and may still write; so it is tried for two seconds.
-    """
-    for attempt in range(20):
-        if not folder.exists():
-            return
-        if attempt:
-            time.sleep(0.1)
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists() and os.geteuid() != 0:
-            argv = [sys.executable, "-I", "-m", "pysingularity.hub.engines.sweep", str(folder)]
-            subprocess.run(argv, check=False, capture_output=True)
-            shutil.rmtree(folder, ignore_errors=True)

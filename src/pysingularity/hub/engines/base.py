@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import sysconfig
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ from urllib.request import getproxies_environment
 
 from pysingularity.hub.builds.log import log_path
 from pysingularity.hub.context import Hub
-from pysingularity.hub.models import Build
+from pysingularity.hub.models import Build, Collection
 from pysingularity.hub.settings import Settings
 
 #: Variables that builds see when the hub has them.
@@ -25,6 +26,8 @@ class Engine(ABC):
     """Starts jobs and says whether they still run."""
 
     name = ""
+    #: Seconds that a result may take to be seen after its job has ended (a file system between two machines).
+    settle = 0.2
 
     @abstractmethod
     def start(self, folder: Path, spec: dict[str, Any]) -> str:
@@ -41,6 +44,17 @@ class Engine(ABC):
     @abstractmethod
     def kill(self, job: str) -> None:
         """End a job that does not end when asked."""
+
+    def waits(self, job: str) -> str:
+        """Return why a job has not begun yet, as its scheduler puts it; "" when it has, or nobody knows."""
+        return ""
+
+    def verdict(self, job: str) -> tuple[str, str, str]:
+        """Say how a job ended that left no result: (state, error id, sentence).
+
+        The state "queued" means that the build is not to blame and is tried again.
+        """
+        return "failed", "job-lost", f"the job {job} ended without a result"
 
     @property
     def survives(self) -> bool:
@@ -64,6 +78,8 @@ def specification(hub: Hub, build: Build, folder: Path, *, links: list[tuple[str
     builds = settings.builds
     return {
         "build": build.id,
+        # A job that finds another token in its folder was given up, and ends without a word.
+        "token": secrets.token_hex(16),
         "program": builder_program(settings),
         "recipe": build.recipe,
         "log": str(log_path(settings.folder("logs"), build.id)),
@@ -72,18 +88,25 @@ def specification(hub: Hub, build: Build, folder: Path, *, links: list[tuple[str
         "policy": policy_of(settings),
         "readable": readable(settings),
         "environment": environment(settings),
-        "secrets": [],
+        "secrets": secrets_of(build.collection),
         "links": links,
         "limits": {
             "seconds": min(int(limits.get("seconds", builds.time_limit)), builds.time_limit),
             "memory": min(int(limits.get("memory", builds.memory_limit)), builds.memory_limit),
             "processes": builds.process_limit,
             "disk": builds.disk_limit,
+            "reserve": settings.storage.reserve,
             "log": builds.log_limit,
         },
         "folder": str(folder),
         "die_with_parent": True,
+        "scratch": "",
     }
+
+
+def secrets_of(collection: Collection) -> list[str]:
+    """Return what must not be read in a log: the collection's own secrets (addresses lose their passwords anyway)."""
+    return [text for text in (collection.hook_secret, collection.status_token) if text]
 
 
 def environment(settings: Settings) -> dict[str, str]:

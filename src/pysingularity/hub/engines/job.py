@@ -8,32 +8,43 @@ and the result, and believes none of them before it has looked at the image itse
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
 import selectors
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pysingularity import events
 from pysingularity.hub.builds.log import LogWriter
 from pysingularity.hub.engines.egress import Policy, Proxy
+from pysingularity.hub.engines.sweep import size_of, sweep
 from pysingularity.linux import process
 
 #: A builder that ends with this status says that there is nothing to build.
 SKIP = 183
-#: Seconds between looks at memory and disk.
-WATCH = 2.0
+#: Folders of a build's scratch.
+SCRATCH = ("home", "tmp", "cache", "out")
+#: Seconds between looks at memory, and at the disk.
+WATCH, WATCH_DISK = 0.5, 2.0
 GRACE = 5.0
 
 
 class Stopped(Exception):
     """The build is ended by us: (state, error id, sentence)."""
+
+
+class GivenUp(Exception):
+    """The hub has given this job up (its folder is gone, or another attempt's): whatever it did is nobody's."""
 
 
 class Job:
@@ -54,6 +65,10 @@ class Job:
         self.child: subprocess.Popen[bytes] | None = None
         self.cancelled = False
         self.titles: dict[object, str] = {}
+        self.look_at = 0.0
+        self.bases: list[dict[str, Any]] = []
+        #: Where the build works: in its folder, or on the node's own disk.
+        self.scratch = folder / "scratch"
 
     # --- what the hub reads ---
 
@@ -63,8 +78,27 @@ class Job:
 
     def finish(self, state: str, error_id: str = "", reason: str = "", **more: Any) -> None:
         """Leave the result: `state` is "built", or a final state of the build."""
+        self.given_up()
         value = {"state": state, "error_id": error_id, "reason": reason, "steps": self.steps, **more}
+        # Addresses of proxies may hold passwords, and are of no use to anybody else.
+        seen = {name: text for name, text in self.spec["environment"].items() if not name.lower().endswith("_proxy")}
+        value |= {"token": self.spec["token"], "environment": seen, "bases": self.bases}
         write_json(self.folder / "result.json", {**value, "node": platform.node(), "at": time.time()})
+
+    def given_up(self) -> None:
+        """Check that the folder still speaks of this job.
+
+        Raises:
+            GivenUp: it does not.
+        """
+        try:
+            token = json.loads((self.folder / "job.json").read_bytes())["token"]
+        except FileNotFoundError:
+            token = None
+        except (OSError, ValueError, KeyError):  # a file system between two machines has its moments
+            return
+        if token != self.spec["token"]:
+            raise GivenUp
 
     # --- the work ---
 
@@ -75,25 +109,13 @@ class Job:
             self.tell("building")
             self._step("prepare", "Preparing")
             self.log.line(self._describe())
-            inside = self._inside()
-            image = f"{inside['scratch']}/out/image.sif"
-            recipe = f"{inside['source']}/{self.spec['recipe']}"
-            status = self._program(
-                ["build", "--json", "--notest", image, recipe], os.path.dirname(recipe), events_=True
-            )
-            if status == SKIP:
-                raise Stopped("skipped", "skipped", "the recipe said that there is nothing to build (exit status 183)")
-            if status:
-                raise Stopped(
-                    "failed",
-                    self.failure.get("id") or "build-failed",
-                    self.failure.get("message") or f"the builder ended with status {status}",
-                )
-            self.tell("testing")
-            self._step("test", "Testing the image")
-            status = self._program(["test", image], f"{inside['scratch']}/home", events_=False)
-            if status:
-                raise Stopped("failed", "test-failed", f"the image's test ended with status {status}")
+            if self.spec["scratch"]:
+                with local_scratch(self.spec) as scratch:
+                    self.scratch = scratch
+                    self._build()
+                    bring_back(scratch / "out" / "image.sif", self.folder / "scratch" / "out" / "image.sif")
+            else:
+                self._build()
             self._end("done")
             self.finish("built", seconds=time.time() - started)
         except Stopped as stop:
@@ -102,6 +124,26 @@ class Job:
             self.log.line(f"{state.replace('_', ' ')}: {reason}")
             self.finish(state, error_id, reason, seconds=time.time() - started)
 
+    def _build(self) -> None:
+        """Run the builder and the image's test."""
+        inside = self._inside()
+        image = f"{inside['scratch']}/out/image.sif"
+        recipe = f"{inside['source']}/{self.spec['recipe']}"
+        status = self._program(["build", "--json", "--notest", image, recipe], os.path.dirname(recipe), events_=True)
+        if status == SKIP:
+            raise Stopped("skipped", "skipped", "the recipe said that there is nothing to build (exit status 183)")
+        if status:
+            raise Stopped(
+                "failed",
+                self.failure.get("id") or "build-failed",
+                self.failure.get("message") or f"the builder ended with status {status}",
+            )
+        self.tell("testing")
+        self._step("test", "Testing the image")
+        status = self._program(["test", image], f"{inside['scratch']}/home", events_=False)
+        if status:
+            raise Stopped("failed", "test-failed", f"the image's test ended with status {status}")
+
     def _describe(self) -> str:
         limits = self.limits
         parts = [
@@ -109,12 +151,13 @@ class Job:
             f"{limits['memory'] >> 20} MiB of memory",
             f"{limits['disk'] >> 20} MiB of disk",
         ]
-        return f"Limits: {', '.join(parts)}; network: {self.spec['network']}; sandbox: {self.spec['sandbox']}"
+        job = f"Job {os.environ['SLURM_JOB_ID']} on {platform.node()}\n" if "SLURM_JOB_ID" in os.environ else ""
+        return f"{job}Limits: {', '.join(parts)}; network: {self.spec['network']}; sandbox: {self.spec['sandbox']}"
 
     def _inside(self) -> dict[str, str]:
         if self.spec["sandbox"] == "namespaces":
             return {"source": "/source", "scratch": "/scratch"}
-        return {"source": str(self.folder / "source"), "scratch": str(self.folder / "scratch")}
+        return {"source": str(self.folder / "source"), "scratch": str(self.scratch)}
 
     def _program(self, words: list[str], folder: str, *, events_: bool) -> int:
         """Run the builder with some arguments; its output goes to the log. Returns its exit status."""
@@ -138,12 +181,16 @@ class Job:
                 environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), address)
             room = {
                 "source": str(self.folder / "source"),
-                "scratch": str(self.folder / "scratch"),
-                "owned": [str(self.folder / "scratch" / name) for name in (".", "home", "tmp", "cache", "out")],
+                "scratch": str(self.scratch),
+                "owned": [str(self.scratch / name) for name in (".", *SCRATCH)],
                 "readable": self.spec["readable"],
                 "egress_folder": str(egress),
                 "network": self.spec["network"],
-                "limits": {"file": self.limits["disk"], "processes": self.limits["processes"]},
+                "limits": {
+                    "file": self.limits["disk"],
+                    "processes": self.limits["processes"],
+                    "memory": self.limits["memory"],
+                },
                 "environment": environment,
                 "folder": folder,
                 "parent": os.getpid(),
@@ -243,6 +290,7 @@ class Job:
                 pass
 
     def _look(self, pid: int) -> None:
+        self.given_up()
         if self.cancelled:
             raise Stopped("cancelled", "cancelled", "cancelled")
         if time.time() > self.deadline:
@@ -251,8 +299,20 @@ class Job:
             used = memory_of(pid)
             if used > self.limits["memory"]:
                 raise Stopped("failed", "memory-limit", f"more than {self.limits['memory'] >> 20} MiB of memory")
-        if self.limits["disk"] and disk_use(self.folder / "scratch", self.limits["disk"]) > self.limits["disk"]:
+        if time.monotonic() > self.look_at:
+            begun = time.monotonic()
+            self._look_at_disk()
+            # Where counting takes long, it is done more seldom.
+            self.look_at = time.monotonic() + max(WATCH_DISK, 20 * (time.monotonic() - begun))
+
+    def _look_at_disk(self) -> None:
+        if self.limits["disk"] and size_of(self.scratch, self.limits["disk"]) > self.limits["disk"]:
             raise Stopped("failed", "disk-limit", f"more than {self.limits['disk'] >> 20} MiB of disk")
+        disk = os.statvfs(self.scratch)
+        if disk.f_bavail * disk.f_frsize < self.limits["reserve"]:
+            raise Stopped("failed", "disk-full", f"the disk has less than {self.limits['reserve'] >> 20} MiB left")
+        if disk.f_files and disk.f_favail < disk.f_files // 50:
+            raise Stopped("failed", "disk-full", "the disk has hardly any room for more files")
 
     # --- events to lines ---
 
@@ -277,6 +337,8 @@ class Job:
             )
         elif event.kind == "message":
             self.log.line(f"{event.text('level').upper() or 'INFO'}: {event.text('text')}")
+        elif event.kind == "result":
+            self.bases = bases_of(event.fields.get("bases"))
         elif event.kind == "end":
             self._end(event.text("status") or "done")
         elif event.kind == "failed":
@@ -300,6 +362,94 @@ class Job:
             step["seconds"] = round(time.time() - step.pop("started"), 3)
 
 
+def bases_of(value: object) -> list[dict[str, Any]]:
+    """Return what a builder says of the images that it began with, as far as it has the right form."""
+    found = []
+    for one in value if isinstance(value, list) else []:
+        uri, digest = (one.get("uri"), one.get("digest")) if isinstance(one, dict) else (None, None)
+        kind, colon, number = digest.partition(":") if isinstance(digest, str) else ("", "", "")
+        if isinstance(uri, str) and colon and number.isalnum():
+            found.append({"uri": uri[:500], "digest": {kind[:20]: number[:128]}})
+    return found[:20]
+
+
+@contextlib.contextmanager
+def local_scratch(spec: dict[str, Any]) -> Iterator[Path]:
+    """Make a scratch folder on the node's own disk and remove it at the end.
+
+    A lock file beside each folder is held while its job lives; folders of jobs that were killed have lost theirs and
+    are removed by the next job that comes to the node.
+
+    Raises:
+        Stopped: the node has no such place.
+    """
+    base = os.path.expandvars(spec["scratch"])
+    if not os.path.isabs(base) or "$" in base:
+        raise Stopped("failed", "no-scratch", f"{base}: no folder of the node (setting builds.slurm.scratch)")
+    home = Path(base) / f"hub-{os.getuid()}"
+    folder = home / f"{spec['build']}-{spec['token'][:8]}"
+    lock = home / f"{folder.name}.lock"
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = home.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise Stopped("failed", "no-scratch", f"{home}: belongs to somebody else")
+        for other in home.glob("*.lock"):
+            if (handle := _held(other)) is not None:
+                sweep(other.with_suffix(""))
+                other.unlink(missing_ok=True)
+                os.close(handle)
+        while (mine := _held(lock, make=True)) is None:
+            pass  # somebody swept it between its making and its locking
+        for name in (".", *SCRATCH):
+            (folder / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Stopped("failed", "no-scratch", f"{platform.node()}: {home}: {error.strerror}")
+    try:
+        yield folder
+    finally:
+        sweep(folder)
+        lock.unlink(missing_ok=True)
+        os.close(mine)
+
+
+def _held(path: Path, *, make: bool = False) -> int | None:
+    """Return the descriptor of a lock file that we hold now; None when somebody else does, or it is gone."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if make else 0), 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.stat(path).st_ino == os.fstat(handle).st_ino:
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(handle)
+    return None
+
+
+def bring_back(image: Path, target: Path) -> None:
+    """Copy the image from the node to the folder that the hub sees.
+
+    Raises:
+        Stopped: there is none, or it is no plain file.
+    """
+    try:
+        source = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Stopped("failed", "no-result", f"the build left no image: {error.strerror}")
+    with open(source, "rb") as inside:
+        if not stat.S_ISREG(os.fstat(source).st_mode):
+            raise Stopped("failed", "odd-result", "the build's result is no plain file")
+        try:
+            with target.open("xb") as outside:
+                shutil.copyfileobj(inside, outside, 8 << 20)
+                os.fsync(outside.fileno())
+        except OSError as error:
+            raise Stopped("failed", "hub-error", f"the image cannot be brought to the hub: {error.strerror}")
+
+
 def memory_of(pid: int) -> int:
     """Return the resident bytes of a process and all below it; shared pages count several times."""
     page = os.sysconf("SC_PAGE_SIZE")
@@ -318,25 +468,6 @@ def memory_of(pid: int) -> int:
         one = todo.pop()
         total += sizes.get(one, 0)
         todo += parents.get(one, [])
-    return total
-
-
-def disk_use(folder: Path, enough: int) -> int:
-    """Return the bytes that a folder occupies on disk, or more than `enough` as soon as that is clear."""
-    total, todo = 0, [str(folder)]
-    while todo and total <= enough:
-        try:
-            with os.scandir(todo.pop()) as entries:
-                for entry in entries:
-                    try:
-                        status = entry.stat(follow_symlinks=False)
-                    except OSError:
-                        continue
-                    total += status.st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        todo.append(entry.path)
-        except OSError:  # gone, or not ours to read: the file system's own quota holds there
-            continue
     return total
 
 
@@ -362,7 +493,10 @@ def main(words: list[str]) -> int:
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
-        job.run()
+        try:
+            job.run()
+        except GivenUp:
+            return 1
     return 0
 
 

@@ -25,7 +25,7 @@ import sys
 import threading
 from typing import Any
 
-from pysingularity.linux import mounts, namespaces, process
+from pysingularity.linux import mounts, namespaces, process, seccomp
 
 #: Ids of a sandbox.
 IDS = 65536
@@ -42,6 +42,15 @@ ETC = (
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse")
 PROXY_PORT = 3128
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+#: Calls that no build needs and in which the kernel's holes were found, or that reach beyond namespaces (keyrings).
+FORBIDDEN = (
+    *("keyctl", "add_key", "request_key", "perf_event_open", "bpf", "userfaultfd", "io_uring_setup", "io_uring_enter"),
+    *("io_uring_register", "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module"),
+    *("open_by_handle_at", "fanotify_init", "acct", "swapon", "swapoff", "reboot", "syslog", "quotactl"),
+)
+#: Kinds of sockets that builds have: UNIX, INET, INET6, NETLINK, PACKET. Others lead past the network namespace (VSOCK to
+#: the machine below this one) or to seldom used parts of the kernel.
+FAMILIES = (1, 2, 10, 16, 17)
 
 
 def main(words: list[str]) -> int:
@@ -248,6 +257,8 @@ def _first(spec: dict[str, Any], trees: dict[str, int], words: list[str]) -> int
         try:
             process.restore_signals()
             process.close_range(3)
+            _expendable()
+            seccomp.install(_filter())
             os.execve(words[0], words, spec["environment"])
         except OSError as error:
             _complain(error)
@@ -318,11 +329,36 @@ def _loopback_up() -> None:
 
 def _limit(limits: dict[str, int]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for name, which in (("file", resource.RLIMIT_FSIZE), ("processes", resource.RLIMIT_NPROC)):
+    # The job looks at what all processes use together, now and then; one alone cannot grow beyond it meanwhile.
+    kinds = {"file": resource.RLIMIT_FSIZE, "processes": resource.RLIMIT_NPROC, "memory": resource.RLIMIT_DATA}
+    for name, which in kinds.items():
         if limits.get(name):
             hard = resource.getrlimit(which)[1]
             value = limits[name] if hard == resource.RLIM_INFINITY else min(hard, limits[name])
             resource.setrlimit(which, (value, value))
+
+
+def _filter() -> bytes:
+    """Return the filter of system calls that every program of the room is under.
+
+    They are said not to exist, so that programs with another way take it.
+    """
+    refuse = seccomp.ERRNO | errno.ENOSYS
+    rules = [seccomp.Rule(name, refuse) for name in FORBIDDEN]
+    rules += [
+        seccomp.Rule("socket", seccomp.ALLOW, argument=0, values=FAMILIES),
+        seccomp.Rule("socket", seccomp.ERRNO | errno.EAFNOSUPPORT),
+    ]
+    return seccomp.assemble(rules, seccomp.architectures())
+
+
+def _expendable() -> None:
+    """Ask the kernel to end builds before anything else when memory runs out."""
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("1000")
+    except OSError:  # a choice of the site
+        pass
 
 
 # --- the way out -----------------------------------------------------------------------------------------------------
