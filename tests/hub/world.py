@@ -16,7 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from conftest import User
+import sqlalchemy as sa
+
+from conftest import User as Account
+from pysingularity.hub.accounts.people import add_user
+from pysingularity.hub.accounts.rights import ALL_SCOPES, Principal
+from pysingularity.hub.catalog import add_collection
+from pysingularity.hub.context import Hub
+from pysingularity.hub.models import Collection, User
 
 COMMAND = [sys.executable, "-m", "pysingularity.hub.command"]
 BUILDER = Path(__file__).parent / "builder.py"
@@ -44,7 +51,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = "i
 class Repository:
     """A git repository with a working tree."""
 
-    def __init__(self, path: Path, user: User | None = None) -> None:
+    def __init__(self, path: Path, user: Account | None = None) -> None:
         self.path, self.user = path, user
         path.mkdir(parents=True)
         if user is not None:
@@ -84,6 +91,19 @@ class Repository:
         return self.git("rev-parse", "HEAD")
 
 
+def made_collection(hub: Hub, repository: Repository | None, name: str = "lab/tools", **fields: Any) -> Collection:
+    """Make a collection of a repository without anybody asking over the network."""
+    owner = name.partition("/")[0]
+    with hub.write() as session:
+        user = session.scalar(sa.select(User).where(User.name == owner)) or add_user(session, owner)
+        url = f"file://{repository.path}" if repository is not None else ""
+        collection = add_collection(session, Principal(user, ALL_SCOPES), name, git_url=url)
+        for key, value in fields.items():
+            setattr(collection, key, value)
+        session.flush()
+        return collection
+
+
 class Answer:
     """What the server said."""
 
@@ -102,7 +122,7 @@ class Answer:
 class Server:
     """`singularity-hub serve` as a process, and a client for it."""
 
-    def __init__(self, data: Path, user: User | None = None) -> None:
+    def __init__(self, data: Path, user: Account | None = None) -> None:
         self.data, self.user = data, user
         self.token = ""
         #: More variables for the hub.

@@ -113,6 +113,9 @@ class Frame:
         size = os.path.getsize(target) if os.path.isfile(target) else 0
         fields: dict[str, object] = {"path": target, "size": size}
         fields["seconds"] = round(time.monotonic() - self.begun, 2)
+        known = [one for _, one in sorted(self.results.items()) if one.digest and "://" in one.source]
+        if known:
+            fields["bases"] = [{"uri": one.source, "digest": one.digest} for one in known]
         if self.written is not None and self.written.identity:
             fields.update({"id": self.written.identity, "partitionDigest": self.written.partition_digest})
         return fields

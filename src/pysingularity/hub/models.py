@@ -165,11 +165,13 @@ class Collection(Base):
     #: Names and patterns (`release/*`) of the branches that build; empty means the repository's own default branch.
     branches: Mapped[list[Any]] = mapped_column(default=list)
     default_branch: Mapped[str] = mapped_column(default="")
-    #: Some of push, tag, deployment, schedule, base, pull-request; manual always works.
+    #: Some of push, tag, deployment, base (the scheduled look at base images); manual always works.
     triggers: Mapped[list[Any]] = mapped_column(default=lambda: ["push"])
     #: Seconds between two looks at the repository; 0 waits for webhooks.
     poll: Mapped[float] = mapped_column(default=0.0)
     polled_at: Mapped[float | None]
+    #: When the base images of its recipes were last looked at.
+    bases_at: Mapped[float | None]
     #: The repository's own number at its forge, which survives renames.
     forge: Mapped[str] = mapped_column(default="")
     forge_id: Mapped[str] = mapped_column(default="")
@@ -500,6 +502,8 @@ class Build(Base):
     steps: Mapped[list[Any]] = mapped_column(default=list)
     log_size: Mapped[int] = mapped_column(default=0)
     builder: Mapped[str] = mapped_column(default="")
+    #: What the forge was last told of it; "" for nothing yet.
+    reported: Mapped[str] = mapped_column(default="")
     created_at: Mapped[float] = mapped_column(default=now)
     claimed_at: Mapped[float | None]
     finished_at: Mapped[float | None]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that works while nobody asks: webhooks' consequences, builds, polling, housekeeping.
+"""The process that works while nobody asks: webhooks' consequences, builds, polling, reports, housekeeping.
 
-One per hub, as a child of `serve` or on its own (`singularity-hub work`). Threads: one for intake, one per build
-worker, one for chores. When it is killed, its jobs die with it, leases run out, and the next robot goes on.
+One per hub, a child of `serve`. Threads: one per build worker, and one for each of the other things. When it is killed,
+its jobs die with it (or go on, when a scheduler has them), leases run out, and the next robot goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from pysingularity import messages
+from pysingularity.hub.builds.bases import check_bases
+from pysingularity.hub.builds.planning import moved
 from pysingularity.hub.builds.queue import claim, give_back, hand_back
+from pysingularity.hub.builds.reports import Reporter
 from pysingularity.hub.builds.run import Run, Stopping
 from pysingularity.hub.builds.states import ACTIVE, FINAL, LostLease
 from pysingularity.hub.context import Hub
@@ -25,6 +28,9 @@ from pysingularity.hub.engines.base import Engine
 from pysingularity.hub.engines.local import LocalEngine
 from pysingularity.hub.engines.slurm import SlurmEngine
 from pysingularity.hub.engines.sweep import sweep
+from pysingularity.hub.errors import HubError
+from pysingularity.hub.keeping.garbage import collect
+from pysingularity.hub.keeping.scrub import scrub
 from pysingularity.hub.models import Build, Collection, now
 from pysingularity.hub.sources.intake import resync, work_off
 
@@ -60,7 +66,10 @@ class Robots:
         """Start all threads."""
         self._thread("intake", lambda: work_off(self.hub), POLL)
         self._thread("chores", self._chores, min(5.0, self.hub.settings.builds.lease / 3))
-        self._thread("polling", self._poll_repositories, 5.0)
+        self._thread("polling", self._poll_repositories, min(5.0, self.hub.settings.sources.poll))
+        self._thread("reports", Reporter(self.hub).work, 1.0)
+        self._thread("bases", lambda: check_bases(self.hub), 10.0)
+        self._thread("housekeeping", self._keep_house, 60.0)
         for number in range(self.hub.settings.builds.workers):
             self._thread(f"worker-{number}", lambda name=f"{self.name}-{number}": self._build(name), POLL)  # type: ignore[misc]
 
@@ -128,6 +137,7 @@ class Robots:
             sweep(folder)
 
     def _poll_repositories(self) -> bool:
+        """Ask repositories that cannot call us whether something moved; only then is there an exchange to work off."""
         with self.hub.write() as session:
             due = session.scalars(
                 sa.select(Collection).where(
@@ -139,8 +149,36 @@ class Robots:
             for collection in due:
                 collection.polled_at = now()
         for collection in due:
-            resync(self.hub, collection.id, by="polling")
+            if "push" not in collection.triggers:
+                continue
+            try:
+                news = moved(self.hub, collection.id)
+            except HubError:
+                news = True  # the exchange shows what is wrong with it
+            if news:
+                resync(self.hub, collection.id, by="polling")
         return False
+
+    def _keep_house(self) -> bool:
+        """Collect garbage and read stored files again, as often as the settings say."""
+        keep = self.hub.settings.keep
+        if keep.collect_hours and self._due("collected", keep.collect_hours * 3600):
+            collect(self.hub)
+        if keep.scrub_days and self._due("scrubbed", 3600.0):
+            # Every hour those whose turn has come, so that a large store is read evenly.
+            scrub(self.hub, older=keep.scrub_days * 86400, most=100)
+        return False
+
+    def _due(self, name: str, seconds: float) -> bool:
+        """Say whether something is to be done again, and note that it is; a file's time outlives the process."""
+        stamp = self.hub.settings.data / f".{name}"
+        try:
+            if stamp.stat().st_mtime > now() - seconds:
+                return False
+        except FileNotFoundError:
+            pass
+        stamp.touch(mode=0o600)
+        return True
 
 
 def reclaim(hub: Hub) -> list[int]:

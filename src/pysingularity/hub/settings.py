@@ -85,7 +85,7 @@ class BuildSettings(_Group):
     #: Variables of the hub's environment that builds may see (proxy settings and certificates always may).
     environment: list[str] = Field(default_factory=list)
     #: Days for which equal inputs give the image again that they gave before; 0 builds every time.
-    reuse_days: float = Field(default=0.0, ge=0)
+    reuse_days: float = Field(default=1.0, ge=0)
     keep_work: bool = False
 
 
@@ -117,6 +117,11 @@ class SourceSettings(_Group):
     size_limit: int = Field(default=4 * GIB, ge=0)
     #: Seconds between two looks at repositories that asked for polling.
     poll: float = Field(default=300.0, gt=0)
+    #: Hours between two looks at the base images of collections that build when a base moves (trigger `base`).
+    base_hours: float = Field(default=24.0, gt=0)
+    #: Forges that commit states are reported to, where the repository's address does not tell: each with `prefix` (how
+    #: addresses begin), `kind` (github, gitlab, gitea) and `api` (address of its API).
+    forges: list[dict[str, str]] = Field(default_factory=list)
     recipe_limit: int = Field(default=1 * MIB, ge=1)
     payload_limit: int = Field(default=25 * MIB, ge=1)
 
@@ -152,7 +157,12 @@ class LimitSettings(_Group):
 
 
 class KeepSettings(_Group):
-    """What garbage collection and retention leave alone."""
+    """What garbage collection and retention leave alone, and how often they run."""
+
+    #: Hours between two garbage collections of a running hub; 0: only by `singularity-hub gc`.
+    collect_hours: float = Field(default=24.0, ge=0)
+    #: Days within which a running hub reads every stored file again; 0: only by `singularity-hub scrub`.
+    scrub_days: float = Field(default=30.0, ge=0)
 
     #: Seconds before an unreferenced blob is removed.
     grace: float = 1 * DAY

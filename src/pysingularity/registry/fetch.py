@@ -285,7 +285,7 @@ class _Job:
 
     def remember(self, fetched: Fetched, facts: Mapping[str, str]) -> Fetched:
         """Keep in mind what the reference led to."""
-        fetched.digests |= {name: value for name, value in facts.items() if name in ("manifest", "config")}
+        fetched.digests |= {name: value for name, value in facts.items() if name in ("manifest", "config", "top")}
         if self.cache is not None and fetched.key:
             self.cache.remember(self.memo, {"image": fetched.key, **facts})
         return fetched

@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping
 from pysingularity.build.bootstrap import BootstrapRequest, BootstrapResult
 from pysingularity.build.bootstrap.localimage import unpack
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pysingularity.registry.fetch import Fetched
+
 
 def reference_text(header: dict[str, str]) -> str:
     """Return the reference that a header names: docker://registry/namespace/name:tag and so on."""
@@ -36,8 +40,10 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
     text = reference_text(request.header)
     # Without a cache the image is made in the temporary folder, and goes with it.
     environ = {**request.environ, "SINGULARITY_TMPDIR": request.tmp}
-    result = unpack(request, fetch_text(text, request.options, environ, request.progress))
+    fetched = _fetch(text, request.options, environ, request.progress)
+    result = unpack(request, fetched.path)
     result.source = text
+    result.digest = fetched.digests.get("top") or fetched.digests.get("manifest") or fetched.digests.get("image", "")
     return result
 
 
@@ -45,7 +51,14 @@ def fetch_text(
     text: str, options: Mapping[str, object], environ: Mapping[str, str], progress: Callable[..., None]
 ) -> str:
     """Return the path of a local image of a reference."""
-    from pysingularity.reference import parse_reference
-    from pysingularity.registry.fetch import fetch  # the network's modules: only when something is fetched
+    return _fetch(text, options, environ, progress).path
 
-    return fetch(parse_reference(text), settings={**options, "environ": environ}, progress=progress)
+
+def _fetch(
+    text: str, options: Mapping[str, object], environ: Mapping[str, str], progress: Callable[..., None]
+) -> Fetched:
+    from pysingularity.reference import parse_reference
+    from pysingularity.registry.fetch import obtain  # the network's modules: only when something is fetched
+    from pysingularity.registry.settings import settings_from
+
+    return obtain(parse_reference(text), settings_from({**options, "environ": environ}), progress)

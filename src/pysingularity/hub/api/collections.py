@@ -21,7 +21,8 @@ from pysingularity.hub.sources.git import check_branch, check_url
 from pysingularity.hub.sources.intake import resync
 
 router = APIRouter(prefix="/api/v1", tags=["collections"], dependencies=[Depends(limited)])
-TRIGGERS = ("push", "tag", "deployment", "schedule", "base", "pull-request")
+#: `manual` is always there; `schedule` is another word for `base`.
+TRIGGERS = ("push", "tag", "deployment", "base", "schedule", "manual")
 
 
 class NewCollection(BaseModel):

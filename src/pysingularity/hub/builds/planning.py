@@ -93,11 +93,13 @@ def look(hub: Hub, collection_id: int, *, trigger: str = "push", delivery_id: in
             session.execute(sa.delete(Branch).where(Branch.collection_id == collection_id, Branch.name == name))
             session.execute(sa.delete(Recipe).where(Recipe.collection_id == collection_id, Recipe.branch == name))
         for branch, head, recipes, todo in changes:
-            _remember(session, collection, branch, head, recipes)
+            waits = trigger == "push" and "push" not in collection.triggers
+            # Who builds later builds everything that changed until then.
+            _remember(session, collection, branch, head if collection.building and not waits else "", recipes)
             if not collection.building:
                 plan.remarks.append(f"{branch}: building is switched off")
                 continue
-            if trigger in ("push", "poll") and "push" not in collection.triggers:
+            if waits:
                 plan.remarks.append(f"{branch}: pushes do not build in this collection")
                 continue
             for number, one in enumerate(todo):
@@ -115,12 +117,40 @@ def look(hub: Hub, collection_id: int, *, trigger: str = "push", delivery_id: in
     return plan
 
 
+def moved(hub: Hub, collection_id: int) -> bool:
+    """Ask a repository, without fetching anything, whether its branches are not what was last looked at.
+
+    Raises:
+        HubError: the repository cannot be reached or is refused.
+    """
+    with hub.read() as session:
+        collection = session.get(Collection, collection_id)
+        if collection is None:
+            return False
+        rows = session.scalars(sa.select(Branch).where(Branch.collection_id == collection_id))
+        seen = {row.name: row.head for row in rows}
+    mirror = mirror_of(hub, collection)
+    if not (mirror.path / "HEAD").exists():
+        return True
+    present = mirror.remote_branches()
+    wanted = enabled_branches(collection, present, mirror.default_branch())
+    return {name: present[name] for name in wanted} != {name: seen.get(name, "") for name in wanted} or (
+        bool(set(seen) - set(present))
+    )
+
+
 def _remember(session: Session, collection: Collection, branch: str, head: str, recipes: list[Found]) -> None:
+    """Note the recipes at the head of a branch, and the head itself unless it is empty (looked at, not built)."""
     row = session.scalar(sa.select(Branch).where(Branch.collection_id == collection.id, Branch.name == branch))
-    if row is None:
+    if head and row is None:
         session.add(Branch(collection_id=collection.id, name=branch, head=head))
-    else:
+    elif head and row is not None:
         row.head, row.seen_at = head, now()
+    here = Recipe.collection_id == collection.id, Recipe.branch == branch
+    known = {
+        (path, base): digest
+        for path, base, digest in session.execute(sa.select(Recipe.path, Recipe.base, Recipe.base_digest).where(*here))
+    }
     session.execute(sa.delete(Recipe).where(Recipe.collection_id == collection.id, Recipe.branch == branch))
     session.add_all(
         Recipe(
@@ -133,6 +163,7 @@ def _remember(session: Session, collection: Collection, branch: str, head: str, 
             shadowed=one.shadowed,
             copies=one.copies,
             base=one.base,
+            base_digest=known.get((one.path, one.base), ""),
             problem=one.problem,
         )
         for one in {one.path: one for one in recipes}.values()
@@ -153,13 +184,17 @@ def add_build(
     delivery_id: int | None = None,
     publish: bool = True,
     arch: str = "",
+    repeat: bool = False,
 ) -> Build | None:
     """Queue one build with the first lines of its log; None (and a remark) when it is not wanted.
+
+    Arguments:
+        repeat: also when there was a build of this commit for the same reason.
 
     A recipe that cannot be built gets a build that has failed, with the reason, so that the person sees it where all
     other results are.
     """
-    if trigger != "manual":
+    if trigger != "manual" and not repeat:
         known = session.scalar(
             sa.select(Build.id).where(
                 Build.collection_id == collection.id,

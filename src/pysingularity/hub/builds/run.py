@@ -17,18 +17,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from pysingularity.errors import SingularityError
-from pysingularity.hub.builds.accept import NotBelieved, examine, take_copy
+from pysingularity.hub.builds.accept import Facts, NotBelieved, examine, take_copy
 from pysingularity.hub.builds.log import LogWriter, log_path
 from pysingularity.hub.builds.planning import mirror_of
 from pysingularity.hub.builds.provenance import embed, statement
 from pysingularity.hub.builds.publish import add_image
+from pysingularity.hub.builds.reuse import earlier_image, input_digest
 from pysingularity.hub.builds.states import QUEUED, LostLease, beat, move
 from pysingularity.hub.context import Hub
 from pysingularity.hub.engines.base import Engine, secrets_of, specification
 from pysingularity.hub.engines.sweep import sweep
 from pysingularity.hub.errors import HubError
-from pysingularity.hub.models import Build
+from pysingularity.hub.models import Build, Image
+from pysingularity.hub.storage.base import Digests
 from pysingularity.hub.storage.quota import need_room
 from pysingularity.recipe.parser import parse
 from pysingularity.recipe.sections import file_pairs
@@ -67,6 +71,8 @@ class Run:
         self.cancel = False
         self.secrets: list[str] = []
         self.job = ""
+        #: Digest of what the build begins with, "" while nobody has looked.
+        self.inputs = ""
         #: The working folder is ours.
         self.mine = True
 
@@ -120,10 +126,11 @@ class Run:
         try:
             try:
                 if build.job and self.engine.survives and read_json(self.folder / "job.json") is not None:
-                    result = self._again(build)
+                    result: dict[str, Any] | None = self._again(build)
                 else:
                     result = self._fresh(build)
-                self._store(self.load(), result)
+                if result is not None:
+                    self._store(self.load(), result)
             except Again as reason:
                 self._once_more(*reason.args)
             except Failed as end:
@@ -165,8 +172,8 @@ class Run:
         with self.hub.write() as session:
             move(session, self.id, QUEUED, worker=self.worker, job="", leased_until=None, reason=reason[:2000])
 
-    def _fresh(self, build: Build) -> dict[str, Any]:
-        """Clone, and start the job."""
+    def _fresh(self, build: Build) -> dict[str, Any] | None:
+        """Clone, and start the job; None when an earlier image is the result."""
         if build.job and self.engine.survives:
             self.engine.kill(build.job)
         self.move("cloning", engine=self.engine.name, job="")
@@ -189,7 +196,15 @@ class Run:
                 raise Failed("failed", "no-such-recipe", f"{build.recipe} is no plain file of the commit")
             text = mirror.blob(entry[0].sha, self.hub.settings.sources.recipe_limit)
             log.line(f"{build.recipe} of commit {build.commit}")
-            links = second_choice([entry.path for entry in mirror.entries(build.commit)], build.recipe, text)
+            entries = mirror.entries(build.commit)
+            links = second_choice([entry.path for entry in entries], build.recipe, text)
+            self.inputs = input_digest(self.hub, build, text, entries)
+            self.beat(force=True)
+            known = earlier_image(self.hub, build, self.inputs, text)
+            if known is not None:
+                log.line(f"Nothing has changed since image {known.id} ({known.version}): it is taken again")
+                self._give_again(known, log)
+                return None
         scratch = self.folder / "scratch"
         for name in (".", "home", "tmp", "cache", "out"):
             (scratch / name).mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -201,13 +216,13 @@ class Run:
             with self.log() as log:
                 log.line(f"Submitting the build to {self.engine.name}")
         self.job = self.engine.start(self.folder, spec)
-        self.note(job=self.job)
+        self.note(job=self.job, input_digest=self.inputs)
         return self._follow(self.job, str(spec["token"]))
 
     def _again(self, build: Build) -> dict[str, Any]:
         """Find a job again that a scheduler went on running while no worker looked."""
         self.move("cloning")
-        self.job = build.job
+        self.job, self.inputs = build.job, build.input_digest
         with self.log() as log:
             log.line(f"Worker {self.worker} follows job {build.job}")
         spec = read_json(self.folder / "job.json") or {}
@@ -315,25 +330,56 @@ class Run:
             size = log.size
         with self.hub.write() as session:
             row = session.get_one(Build, self.id)
-            image = add_image(
-                session,
-                row.collection,
-                facts,
-                tags=[row.tag],
-                by=row.requested_by or row.trigger,
-                commit=row.commit,
-                branch=row.branch,
-                recipe=row.recipe,
-                hidden=not row.publish,
-                input_digest=row.input_digest,
-                seconds=float(result.get("seconds") or 0.0),
-            )
+            image = self._add(session, row, facts, float(result.get("seconds") or 0.0))
             image.provenance = statement(
                 row, subject={"sha256": image.sha256}, name=f"{row.collection.name}_{row.tag}.sif", url=settings.url,
                 result=result,
             )  # fmt: skip
             session.flush()
             move(session, self.id, "done", worker=self.worker, image_id=image.id, reason="", error_id="", log_size=size)
+
+    def _give_again(self, known: Image, log: LogWriter) -> None:
+        """Publish an earlier image under this build's commit and tag."""
+        facts = Facts(
+            Digests(known.size, known.sha256, known.version),
+            known.arch,
+            known.signed,
+            known.encrypted,
+            known.definition,
+            known.labels,
+            known.details,
+        )
+        log.line("Done")
+        size = log.size
+        before = (known.provenance or {}).get("predicate", {})
+        with self.hub.write() as session:
+            row = session.get_one(Build, self.id)
+            if session.get(Image, known.id) is None:
+                raise Again("image-gone", f"image {known.id} was removed at this moment")
+            image = self._add(session, row, facts, known.build_seconds)
+            image.provenance = {
+                **(known.provenance or {}),
+                "predicate": {**before, "reusedBy": f"build {self.id} of {row.commit}"},
+            }
+            move(
+                session, self.id, "done", worker=self.worker, image_id=image.id, reason=f"the same as image {known.id}",
+                error_id="", log_size=size,
+            )  # fmt: skip
+
+    def _add(self, session: Session, row: Build, facts: Facts, seconds: float) -> Image:
+        return add_image(
+            session,
+            row.collection,
+            facts,
+            tags=[row.tag],
+            by=row.requested_by or row.trigger,
+            commit=row.commit,
+            branch=row.branch,
+            recipe=row.recipe,
+            hidden=not row.publish,
+            input_digest=self.inputs,
+            seconds=seconds,
+        )
 
     def _clean(self) -> None:
         if self.ended.is_set() and self.engine.survives:
@@ -344,8 +390,6 @@ class Run:
 
 def examine_first(path: Path) -> None:
     """Refuse what is no SIF before anything is written into it; the digests are made afterwards."""
-    from pysingularity.hub.storage.base import Digests
-
     examine(path, digests=Digests(0, "", ""))
 
 

@@ -45,7 +45,7 @@ class Engine(ABC):
     def kill(self, job: str) -> None:
         """End a job that does not end when asked."""
 
-    def waits(self, job: str) -> str:
+    def waits(self, job: str) -> str:  # noqa: ARG002
         """Return why a job has not begun yet, as its scheduler puts it; "" when it has, or nobody knows."""
         return ""
 
@@ -100,6 +100,32 @@ def specification(hub: Hub, build: Build, folder: Path, *, links: list[tuple[str
         },
         "folder": str(folder),
         "die_with_parent": True,
+        "scratch": "",
+    }
+
+
+def sandboxed(settings: Settings, seconds: int) -> dict[str, Any]:
+    """Return the specification of a question that is asked in a sandbox like that of builds (see `builds.bases`)."""
+    builds = settings.builds
+    return {
+        "build": secrets.randbelow(1 << 20),
+        "token": secrets.token_hex(16),
+        "program": [sys.executable, "-I", "-m", "pysingularity.hub.engines.digest"],
+        "sandbox": builds.sandbox,
+        "network": settings.egress.mode if builds.sandbox == "namespaces" else "host",
+        "policy": policy_of(settings),
+        "readable": readable(settings),
+        "environment": environment(settings),
+        "secrets": [],
+        "links": [],
+        "limits": {
+            "seconds": seconds,
+            "memory": 1 << 30,
+            "processes": 256,
+            "disk": 1 << 28,
+            "reserve": 0,
+            "log": 1 << 20,
+        },
         "scratch": "",
     }
 

@@ -144,6 +144,14 @@ class Job:
         if status:
             raise Stopped("failed", "test-failed", f"the image's test ended with status {status}")
 
+    def ask(self, words: list[str]) -> int:
+        """Run the program with some arguments, without steps and results; returns its exit status.
+
+        Raises:
+            Stopped: it took too long or too much.
+        """
+        return self._program(["--json", *words], self._inside()["source"], events_=True)
+
     def _describe(self) -> str:
         limits = self.limits
         parts = [

@@ -48,8 +48,8 @@ FORBIDDEN = (
     *("io_uring_register", "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module"),
     *("open_by_handle_at", "fanotify_init", "acct", "swapon", "swapoff", "reboot", "syslog", "quotactl"),
 )
-#: Kinds of sockets that builds have: UNIX, INET, INET6, NETLINK, PACKET. Others lead past the network namespace (VSOCK to
-#: the machine below this one) or to seldom used parts of the kernel.
+#: Kinds of sockets that builds have: UNIX, INET, INET6, NETLINK, PACKET. Others lead past the network namespace (VSOCK
+#: to the machine below this one) or to seldom used parts of the kernel.
 FAMILIES = (1, 2, 10, 16, 17)
 
 

@@ -97,9 +97,8 @@ class SlurmEngine(Engine):
         ]
         if limits["memory"]:
             found.append(f"--mem={-(-int(limits['memory']) >> 20)}M")
-        for name in ("partition", "account", "qos", "constraint", "gres"):
-            if value := getattr(mine, name):
-                found.append(f"--{name}={value}")
+        names = ("partition", "account", "qos", "constraint", "gres")
+        found += [f"--{name}={value}" for name in names if (value := getattr(mine, name))]
         return [*found, *mine.options]
 
     # --- what becomes of it ---

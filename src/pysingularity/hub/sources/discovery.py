@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from pysingularity.errors import SingularityError
 from pysingularity.hub.catalog import LATEST, PART
-from pysingularity.hub.errors import HubError
 from pysingularity.hub.sources.git import Entry, Mirror
 from pysingularity.recipe.parser import parse
 from pysingularity.recipe.sections import file_pairs
@@ -64,14 +63,15 @@ def recipes_of(mirror: Mirror, commit: str, *, limit: int) -> list[Found]:
     candidates = [(entry, tag) for entry in mirror.entries(commit) if (tag := tag_of(entry.path)) is not None]
     candidates = candidates[:MOST]
     changes = mirror.last_changes(commit, {entry.path for entry, _ in candidates}, f"**/{FILE}*") if candidates else {}
-    found = []
-    for entry, tag in candidates:
-        when = changes.get(entry.path) or (commit, mirror.time_of(commit))
-        found.append(_look(mirror, entry, tag, limit, when))
+    texts = mirror.blobs({entry.sha for entry, _ in candidates if entry.kind == "blob" and entry.size <= limit})
+    head = (commit, mirror.time_of(commit)) if candidates else (commit, 0.0)
+    found = [
+        _look(entry, tag, limit, changes.get(entry.path) or head, texts.get(entry.sha)) for entry, tag in candidates
+    ]
     return _newest_wins(found)
 
 
-def _look(mirror: Mirror, entry: Entry, tag: str, limit: int, change: tuple[str, float]) -> Found:
+def _look(entry: Entry, tag: str, limit: int, change: tuple[str, float], text: bytes | None) -> Found:
     problem, base = "", ""
     copies: list[str] = []
     if entry.mode == "120000":
@@ -84,11 +84,11 @@ def _look(mirror: Mirror, entry: Entry, tag: str, limit: int, change: tuple[str,
         problem = f"{tag[:80]!r} cannot be a tag: 1 to 64 letters, digits and -_., no dot or hyphen in front"
     elif _odd(entry.path):
         problem = "the path holds control characters or is no UTF-8"
+    elif text is None:
+        problem = "all recipes together are too large to be looked at"
     else:
         try:
-            copies, base = inputs(mirror.blob(entry.sha, limit), entry.path)
-        except HubError:
-            raise
+            copies, base = inputs(text, entry.path)
         except SingularityError as error:
             problem = str(error).replace("\n", " ")
     return Found(_printable(entry.path), _printable(tag)[:200], entry.sha, *change, copies, base, problem)
@@ -170,16 +170,16 @@ def concerned(recipes: list[Found], changed: set[str]) -> list[Found]:
 
 
 def _copies(patterns: list[str], changed: set[str]) -> bool:
-    if "**" in patterns:
-        return bool(changed)
+    return any(touches(patterns, path) for path in changed)
+
+
+def touches(patterns: list[str], path: str) -> bool:
+    """Return whether a path is one of those that patterns (see `inputs`) speak of, or lies below one."""
     for pattern in patterns:
-        below = pattern.rstrip("/") + "/"
-        magic = any(letter in pattern for letter in "*?[")
-        for path in changed:
-            if path == pattern or path.startswith(below):
-                return True
-            if magic and _glob(path, pattern):
-                return True
+        if pattern == "**" or path == pattern or path.startswith(pattern.rstrip("/") + "/"):
+            return True
+        if any(letter in pattern for letter in "*?[") and _glob(path, pattern):
+            return True
     return False
 
 

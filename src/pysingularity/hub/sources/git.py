@@ -257,6 +257,8 @@ class Mirror:
                 "+refs/tags/*:refs/tags/*",
                 grow=self.settings.size_limit,
             )
+            if self.settings.size_limit and _tree_size(self.path) > self.settings.size_limit:
+                raise GitError("repository-too-big", f"{self.url}: more than {self.settings.size_limit} bytes")
         except GitError as error:
             if error.id == "repository-too-big":
                 shutil.rmtree(self.path, ignore_errors=True)
@@ -355,6 +357,28 @@ class Mirror:
             GitError: it is bigger than `limit`.
         """
         return self.run("cat-file", "blob", _commit(sha), limit=limit)
+
+    def blobs(self, shas: set[str], limit: int = 256 << 20) -> dict[str, bytes]:
+        """Return the contents of many files by one run of git; those beyond `limit` bytes together are missing."""
+        names = sorted(shas)
+        text = self.run(
+            "cat-file", "--batch-check=%(objectname) %(objecttype) %(objectsize)", data="\n".join(names).encode()
+        )
+        chosen, total = [], 0
+        for line in text.decode().splitlines():
+            sha, kind, *size = line.split()
+            if kind == "blob" and total + int(size[0]) <= limit:
+                chosen.append(sha)
+                total += int(size[0])
+        found: dict[str, bytes] = {}
+        output = self.run("cat-file", "--batch", data="\n".join(chosen).encode(), limit=total + 200 * len(chosen) + 1)
+        at = 0
+        while at < len(output):
+            end = output.index(b"\n", at)
+            sha, _, size_text = output[at:end].decode().split()
+            found[sha] = output[end + 1 : end + 1 + int(size_text)]
+            at = end + 2 + int(size_text)
+        return found
 
     def changed(self, before: str, after: str) -> set[str]:
         """Return the paths that differ between two commits; every path of `after` when `before` is unknown."""
