@@ -12,11 +12,15 @@ import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pysingularity.linux.ownership import CAPABILITY_XATTR
+
 if TYPE_CHECKING:
     from pysingularity.build.bootstrap import Owners
 
 #: Attributes that belong to a place or to our own records, not to the content.
 SKIPPED = ("system.", "trusted.overlay.", "user.overlay.", "user.singularity.")
+#: A capability of a file that the kernel would not take: a record that does belong to the content.
+CAPABILITY = os.fsdecode(CAPABILITY_XATTR)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -123,7 +127,7 @@ def _attributes(own: str, copy: str, status: os.stat_result, owners: Owners) -> 
     uid, gid, _, _ = owners.get(own, status)
     owners.set(copy, uid, gid)
     for name in names:
-        if name.startswith(SKIPPED) or name == "security.selinux":
+        if (name.startswith(SKIPPED) and name != CAPABILITY) or name == "security.selinux":
             continue
         try:
             os.setxattr(copy, name, os.getxattr(own, name, follow_symlinks=False), follow_symlinks=False)

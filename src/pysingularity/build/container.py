@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pysingularity.build import trust
 from pysingularity.errors import UserError
 from pysingularity.image.entries import Entry, put_into_folder
 from pysingularity.linux.mounts import open_in_root
+from pysingularity.linux.namespaces import NEWNET
 from pysingularity.runtime import spec as launch
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ class BuildContainer:
         with_environment: bool = True,
         stdin: int | None = None,
         output: int | None = None,
+        mounts: Sequence[launch.Mount] = (),
+        identity: Callable[[], None] | None = None,
+        clean: Mapping[str, str] | None = None,
+        network: bool = True,
     ) -> int:
         """Run a program as root inside; return its exit status, or 128 + signal.
 
@@ -88,6 +93,10 @@ class BuildContainer:
             with_environment: source the image's own environment first (needs a shell inside).
             stdin: descriptor to read from; None for nothing to read.
             output: descriptor to print to instead of the step's.
+            mounts: further mounts.
+            identity: called in the program's process, as root, right before it starts: becomes somebody else.
+            clean: variables to start from instead of the usual ones.
+            network: the program may use the host's network.
         """
         from pysingularity.runtime import emulate  # brings in the whole runtime
         from pysingularity.runtime.enter import run
@@ -100,8 +109,13 @@ class BuildContainer:
         target = self._output if output is None else output
         try:
             spec = self._spec(words, dict(env or {}), binds, cwd, writable)
+            spec.mounts += mounts
+            if clean is not None:
+                spec.env = {**clean, **self._settings(), **(env or {})}
+            if not network:
+                spec.namespaces, spec.loopback = spec.namespaces | NEWNET, True
             emulation = emulate.prepare(self._way)
-            spec.emulate_root = emulation
+            spec.emulate_root = emulation if identity is None else _both(emulation, identity)
             try:
                 status = run(spec, stdin=nothing if stdin is None else stdin, stdout=target, stderr=target)
             finally:
@@ -222,6 +236,17 @@ class BuildContainer:
         if self._nv:
             mounts += gpu_mounts()
         return [*mounts, *self._binds, *user_mounts(binds, ())]
+
+
+def _both(first: Callable[[], None] | None, second: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that calls both: emulation has to be there before ids are changed."""
+
+    def act() -> None:
+        if first is not None:
+            first()
+        second()
+
+    return act
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:

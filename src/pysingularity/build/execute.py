@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pysingularity import events
 from pysingularity.build import bootstrap, container, plan, space, worker
@@ -50,7 +51,10 @@ def build(request: BuildRequest, steps: Plan, listen: events.Listener) -> events
     watcher = os.getpid()
 
     def work(channel: worker.Channel) -> None:
-        Builder(request, steps, channel, place.path, watcher).run(left)
+        kind: type[Builder] = Builder
+        if request.docker is not None:
+            from pysingularity.build.dockerfile.execute import DockerBuilder as kind  # only for Dockerfiles
+        kind(request, steps, channel, place.path, watcher).run(left)
 
     def clean() -> None:
         become(request, quiet=True)
@@ -131,11 +135,20 @@ class Builder(Finish):
             directory=request.directory,
         )
         self.results[step.stage] = bootstrap.agent(stage.agent)(asked)
+        self._seed(step)
         if not os.listdir(root) and stage.agent != "scratch":
             raise InternalError("empty-root", f"Bootstrap: {stage.agent} left an empty root file system")
         put_into_folder(root, metadata.base_entries())
         if stage.name:
-            self.names[stage.name] = root
+            self.names[stage.name] = step.stage
+
+    def _seed(self, step: Step) -> None:
+        """Let the first kept step take over compressed blocks of the base image."""
+        store, stage = self.stores.get(step.stage), self._stage(step)
+        if store is not None and (stage.agent == "localimage" or bootstrap.AGENTS.get(stage.agent) == "remote"):
+            path = self._base_path(stage)
+            if os.path.isfile(path):
+                store.begin(path, self.roots[step.stage])
 
     def _room(self, stage: Stage) -> None:
         """Refuse a base that will not fit before it is unpacked."""
@@ -162,7 +175,7 @@ class Builder(Finish):
         with self._copier(self.roots[step.stage]) as copier:
             for pair in pairs:
                 if bool(pair.stage) == inner:
-                    copier.copy(pair, stage=self.names[pair.stage] if inner else "")
+                    copier.copy(pair, stage=self._root(self.names[pair.stage]) if inner else "")
         for remark in remarks:
             self._message("warning", remark)
 
@@ -187,7 +200,7 @@ class Builder(Finish):
         try:
             status = inside.run(argv, env=env)
             if status and self.request.debug_shell:
-                self._debug_shell(inside, env, status)
+                self._debug_shell(inside, status, "%post", env=env)
         finally:
             container.clear_scratch(root, before)
         self._check(status, step, "post")
@@ -204,17 +217,23 @@ class Builder(Finish):
             if kept is not None:
                 self.snapshots[step.stage] = kept
 
-    def _debug_shell(self, inside: container.BuildContainer, env: dict[str, str], status: int) -> None:
-        """Let the person look at a failed %post, where a terminal is there."""
+    def _debug_shell(
+        self,
+        inside: container.BuildContainer,
+        status: int,
+        what: str,
+        **how: Any,
+    ) -> None:
+        """Let the person look at what failed, where a terminal is there; `how` is what the program was run with."""
         if not os.isatty(0):
             self._message("warning", "--debug-shell needs a terminal")
             return
-        self._message("warning", f"%post ended with status {status}; this is its container, leave it with: exit")
+        self._message("warning", f"{what} ended with status {status}; this is its container, leave it with: exit")
         before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         group = os.tcgetpgrp(0)
         try:
             os.tcsetpgrp(0, os.getpgrp())
-            inside.run(["/bin/sh", "-i"], env=env, stdin=0, output=2)
+            inside.run(["/bin/sh", "-i"], stdin=0, output=2, **how)
         finally:
             os.tcsetpgrp(0, group)
             signal.signal(signal.SIGTTOU, before)

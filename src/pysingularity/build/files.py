@@ -15,6 +15,7 @@ import glob
 import os
 import stat
 from collections.abc import Callable, Iterator
+from typing import Self
 
 from pysingularity.errors import RecipeError, UserError
 from pysingularity.linux.mounts import open_in_root
@@ -59,7 +60,7 @@ class Copier:
             os.close(self._root)
             self._root = -1
 
-    def __enter__(self) -> Copier:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

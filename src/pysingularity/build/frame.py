@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pysingularity import events
@@ -55,12 +55,18 @@ class Frame:
         self.begun = time.monotonic()
         self.roots: dict[int, str] = {}
         self.results: dict[int, BootstrapResult] = {}
-        self.names: dict[str, str] = {}
+        self.names: dict[str, int] = {}
         self.post_labels = ""
         self.stores: dict[int, StepStore | None] = {}
         self.snapshots: dict[int, str] = {}
         #: stage → last step that the cache spares us.
         self.spared: dict[int, int] = {}
+        #: Stages that nobody takes anything from, because the cache spares the steps that would.
+        self.unneeded: set[int] = set()
+        #: Stages whose last snapshot is still to be unpacked, when somebody takes something from them.
+        self.packed: set[int] = set()
+        self._marks: dict[int, str] = {}
+        self._fetched: dict[str, str] = {}
         #: The last stage came from the cache and nothing has needed it on disk yet.
         self.folded = False
         self.told: set[str] = set()
@@ -81,9 +87,8 @@ class Frame:
             self.tell(events.Event("plan", {"steps": [step.value() for step in self.steps.steps]}))
             with contextlib.ExitStack() as stack:
                 self._prepare(stack)
+                self._decide()
                 for step in self.steps.steps:
-                    if step.stage not in self.spared:
-                        self._look_up(step.stage)
                     self._do(step)
                 self._publish()
             failed = False
@@ -155,7 +160,9 @@ class Frame:
             self.tell(events.Event("end", {"step": step.number, "status": status, "seconds": took}))
 
         try:
-            if step.number <= self.spared[step.stage]:
+            if step.stage in self.unneeded:
+                status = "cached"
+            elif step.number <= self.spared[step.stage]:
                 status = "cached"
                 if step.number == self.spared[step.stage]:
                     self._restore(step)
@@ -212,18 +219,43 @@ class Frame:
             nv=request.nv,
         )
 
-    def _look_up(self, stage: int) -> None:
-        """Find the last step of a stage whose result the cache has."""
-        self.spared[stage] = 0
-        kept = [step for step in self.steps.of_stage(stage) if step.keep]
-        cache = Cache.open(self.request.environ, disabled="disable-cache" in self.request.options) if kept else None
-        if cache is None:
-            self.stores[stage] = None
+    def _decide(self) -> None:
+        """Find out what the cache spares: steps from the beginning of a stage, and whole stages."""
+        count = len(self.recipe.stages) if self.request.kind == RECIPE else 0
+        self.spared = dict.fromkeys(range(-1, count), 0)
+        self.stores = dict.fromkeys(range(-1, count))
+        if not any(step.keep for step in self.steps.steps):
             return
-        one = self.recipe.stages[stage]
-        base = self._base_path(one) if bootstrap.AGENTS.get(one.agent) == "remote" else ""
-        mark = salt(base, self.way.emulation)
-        store = StepStore(cache, mark, self.request.writer, self.way.owners, self._advance("keeping this step"))
+        cache = Cache.open(self.request.environ, disabled="disable-cache" in self.request.options)
+        if cache is None:
+            return
+        taken = {number for index in range(count) for number in self.steps.sources_of(index)}
+        wanted = [index for index in range(count) if index not in taken]
+        needed: set[int] = set()
+        while wanted:
+            index = wanted.pop()
+            if index not in needed:
+                needed.add(index)
+                self._look_up(index, cache)
+                wanted += self.steps.sources_of(index, after=self.spared[index])
+        self.unneeded = set(range(count)) - needed
+
+    def _mark(self, stage: int) -> str:
+        """Return what the steps of a stage depend on beyond the plan."""
+        if stage not in self._marks:
+            one = self.recipe.stages[stage]
+            base = self._base_path(one) if bootstrap.AGENTS.get(one.agent) == "remote" else ""
+            others = [self._mark(number) for number in self.steps.sources_of(stage)]
+            self._marks[stage] = salt(base, self.way.emulation, others)
+        return self._marks[stage]
+
+    def _look_up(self, stage: int, cache: Cache) -> None:
+        """Find the last step of a stage whose result the cache has."""
+        kept = [step for step in self.steps.of_stage(stage) if step.keep]
+        if not kept:
+            return
+        advance = self._advance("keeping this step")
+        store = StepStore(cache, self._mark(stage), self.request.writer, self.way.owners, advance)
         self.stores[stage] = store
         for step in reversed(kept):
             path = store.find(step)
@@ -240,12 +272,29 @@ class Frame:
         stage = self._stage(step)
         self.post_labels = store.labels(step)
         if stage.name:
-            self.names[stage.name] = self.roots[step.stage]
+            self.names[stage.name] = step.stage
         rest = [one.kind for one in self.steps.of_stage(step.stage) if one.number > step.number]
-        if not self.request.sandbox and rest and set(rest) <= {plan.METADATA, plan.TEST, plan.ASSEMBLE}:
+        if not rest:
+            self.packed.add(step.stage)
+            return
+        if not self.request.sandbox and set(rest) <= {plan.METADATA, plan.TEST, plan.ASSEMBLE}:
             self.folded = True
             return
         store.restore(self.snapshots[step.stage], self.roots[step.stage])
+
+    def _root(self, stage: int) -> str:
+        """Return the root of another stage, unpacked."""
+        store = self.stores.get(stage)
+        if stage in self.packed and store is not None:
+            self.packed.discard(stage)
+            store.restore(self.snapshots[stage], self.roots[stage])
+        return self.roots[stage]
+
+    def _hint(self, hint: str, root: str) -> str:
+        """Return a hint for a program that failed in a root, or the one reason that explains everything."""
+        if space.free(root) < 1 << 20:
+            return f"there is no space left in {os.path.dirname(root)}: set SINGULARITY_TMPDIR to another folder"
+        return hint
 
     def _check(self, status: int, step: Step, section: str) -> None:
         if not status:
@@ -256,8 +305,7 @@ class Frame:
             hint += "; --debug-shell opens a shell there"
         elif section == "test":
             hint += "; --notest builds without it"
-        if space.free(root) < 1 << 20:
-            hint = f"there is no space left in {os.path.dirname(root)}: set SINGULARITY_TMPDIR to another folder"
+        hint = self._hint(hint, root)
         what = f"was ended by signal {status - 128}" if status > 128 else f"ended with status {status}"
         line = self._stage(step).line_of(section)
         raise RecipeError("section-failed", f"%{section} {what}", file=self.recipe.file, line=line, hint=hint)
@@ -284,13 +332,17 @@ class Frame:
             if not name:
                 raise UserError("keyword-missing", "Bootstrap: localimage needs the keyword From")
             return os.path.join(self.request.directory, name)
-        from pysingularity.build.bootstrap.remote import reference_text
+        from pysingularity.build.bootstrap.remote import options_of, reference_text
 
-        return self._fetch(reference_text(stage.header))
+        return self._fetch(reference_text(stage.header), options_of(stage.header, self.request.options))
 
-    def _fetch(self, text: str) -> str:
+    def _fetch(self, text: str, options: Mapping[str, object] | None = None) -> str:
         from pysingularity.build.bootstrap.remote import fetch_text
 
-        # Without a cache the image is made in the temporary folder, and goes with it.
-        environ = {**self.request.environ, "SINGULARITY_TMPDIR": self.place}
-        return fetch_text(text, self.request.options, environ, self._progress())
+        options = self.request.options if options is None else options
+        key = f"{text} {options.get('arch', '')}"
+        if key not in self._fetched:
+            # Without a cache the image is made in the temporary folder, and goes with it.
+            environ = {**self.request.environ, "SINGULARITY_TMPDIR": self.place}
+            self._fetched[key] = fetch_text(text, options, environ, self._progress())
+        return self._fetched[key]

@@ -49,6 +49,7 @@ class Step:
         id: hash of everything the step depends on, in hexadecimal.
         text: for POST, the script of this part; otherwise "".
         keep: the root behind this step goes into the cache (`steps`).
+        sources: numbers of the stages that this step takes files from.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Step:
     id: str = ""
     text: str = ""
     keep: bool = False
+    sources: tuple[int, ...] = ()
 
     def describe(self, *, cached: bool = False) -> str:
         """Return the step as a line of `build --plan`."""
@@ -78,12 +80,17 @@ class Plan:
         """Return the steps of one stage of the recipe."""
         return [step for step in self.steps if step.stage == index]
 
+    def sources_of(self, index: int, *, after: int = 0) -> list[int]:
+        """Return the stages that steps of a stage take files from, those behind step number `after`."""
+        found = [number for step in self.of_stage(index) if step.number > after for number in step.sources]
+        return list(dict.fromkeys(found))
+
     def has(self, kind: str) -> bool:
         """Return whether there is a step of this kind."""
         return any(step.kind == kind for step in self.steps)
 
 
-class _Maker:
+class Maker:
     """Collects steps and chains their hashes."""
 
     def __init__(self) -> None:
@@ -94,14 +101,23 @@ class _Maker:
         """Start a chain of its own for a new stage."""
         self._before = ""
 
-    def add(self, kind: str, title: str, stage: int, *parts: str, text: str = "", keep: bool = False) -> Step:
+    def add(
+        self,
+        kind: str,
+        title: str,
+        stage: int,
+        *parts: str,
+        text: str = "",
+        keep: bool = False,
+        sources: tuple[int, ...] = (),
+    ) -> Step:
         """Add a step that depends on the one before it and on `parts`."""
         digest = hashlib.sha256()
         for part in (self._before, kind, *parts):
             data = part.encode("utf-8", "surrogateescape")
             digest.update(b"%d:" % len(data) + data)
         self._before = digest.hexdigest()
-        step = Step(len(self.steps) + 1, kind, title, stage, self._before, text, keep)
+        step = Step(len(self.steps) + 1, kind, title, stage, self._before, text, keep, sources)
         self.steps.append(step)
         return step
 
@@ -112,7 +128,11 @@ def make(request: BuildRequest) -> Plan:
     Raises:
         RecipeError: a %files line that cannot be read.
     """
-    maker = _Maker()
+    if request.docker is not None:
+        from pysingularity.build.dockerfile import plan as dockerfile
+
+        return dockerfile.make(request, request.docker)
+    maker = Maker()
     output = "sandbox" if request.sandbox else "SIF file"
     if request.kind != RECIPE or request.recipe is None:
         what = {SANDBOX: "folder", REFERENCE: "reference"}.get(request.kind, "image")
@@ -149,7 +169,7 @@ def reuses_blocks(request: BuildRequest) -> bool:
     return not any(section.name in NEED_ROOT and section.name in request.wanted for section in stage.sections)
 
 
-def _stage(maker: _Maker, request: BuildRequest, index: int, stage: Stage, ids: dict[str, str], reuse: bool) -> None:
+def _stage(maker: Maker, request: BuildRequest, index: int, stage: Stage, ids: dict[str, str], reuse: bool) -> None:
     recipe, wanted = request.recipe, request.wanted
     if recipe is None:
         return
@@ -161,7 +181,7 @@ def _stage(maker: _Maker, request: BuildRequest, index: int, stage: Stage, ids: 
         title = " ".join(word for word in ("start from", stage.agent, source) if word)
         header = "\n".join(f"{key}: {stage.header[key]}" for key in sorted(stage.header) if key != "stage")
         if not reuse:
-            maker.add(BOOTSTRAP, title + name, index, header, request.arch, _base(stage, request.directory))
+            maker.add(BOOTSTRAP, title + name, index, header, request.arch, base_mark(stage, request.directory))
     if stage.apps:
         entries = app_entries(stage)
         parts = [f"{entry.path}:{entry.mode:o}:{entry.data.decode('utf-8', 'surrogateescape')}" for entry in entries]
@@ -172,8 +192,10 @@ def _stage(maker: _Maker, request: BuildRequest, index: int, stage: Stage, ids: 
     inner, outer = [pair for pair in pairs if pair.stage], [pair for pair in pairs if not pair.stage]
     if inner:
         parts = [f"{pair.stage}:{ids.get(pair.stage, '')}:{pair.source}:{pair.target}" for pair in inner]
-        names = ", ".join(dict.fromkeys(pair.stage for pair in inner))
-        maker.add(STAGE_FILES, f"%files from {names}{name}", index, *parts)
+        names = list(dict.fromkeys(pair.stage for pair in inner))
+        known = {stage.name: number for number, stage in enumerate(recipe.stages[:index])}
+        sources = tuple(known[one] for one in names if one in known)
+        maker.add(STAGE_FILES, f"%files from {', '.join(names)}{name}", index, *parts, sources=sources)
     if stage.has("setup") and "setup" in wanted:
         maker.add(SETUP, f"%setup{name}", index, stage.body("setup"))
     if outer:
@@ -214,7 +236,7 @@ def _does_something(lines: list[str]) -> bool:
     return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
 
 
-def _base(stage: Stage, directory: str) -> str:
+def base_mark(stage: Stage, directory: str) -> str:
     """Return what tells one base of this machine from another; images by size and time, without reading them."""
     if stage.agent == "debootstrap" and not stage.header.get("mirrorurl"):
         return _apt_sources()

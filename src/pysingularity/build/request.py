@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pysingularity.build.sections import Wanted
+from pysingularity.recipe.dockerfile import Dockerfile
 from pysingularity.recipe.model import Recipe
 
 #: Kinds of what an image is built from.
@@ -28,6 +29,27 @@ class Writer:
     level: int | None = None
     block_size: int = 131072
     threads: int | None = None
+
+
+@dataclass(frozen=True)
+class DockerBuild:
+    """What belongs to the build of a Dockerfile alone.
+
+    Arguments:
+        dockerfile: the file.
+        context: absolute path of the folder that COPY takes from.
+        ignore: lines of its .dockerignore.
+        arguments: values of --build-arg.
+        target: stage that becomes the image; "" for the last.
+        secrets: name → content; never part of a hash, an image or the cache.
+    """
+
+    dockerfile: Dockerfile
+    context: str
+    ignore: tuple[str, ...] = ()
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    target: str = ""
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,6 +80,7 @@ class BuildRequest:
         options: flags for agents, see `bootstrap.BootstrapRequest`.
         debug_shell: open a shell in the container when %post fails.
         cache: use cached steps.
+        docker: for a Dockerfile; `recipe` then holds its stages.
     """
 
     target: str
@@ -84,3 +107,4 @@ class BuildRequest:
     options: Mapping[str, object] = field(default_factory=dict)
     debug_shell: bool = False
     cache: bool = True
+    docker: DockerBuild | None = None

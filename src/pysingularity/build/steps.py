@@ -19,7 +19,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from pysingularity import messages
-from pysingularity.cache import Cache, hash_file
+from pysingularity.cache import Cache, hash_file, read_lines
 from pysingularity.errors import SingularityError
 from pysingularity.image.assemble import SifAssembly
 from pysingularity.image.convert import unpack_into
@@ -29,7 +29,7 @@ from pysingularity.image.tree import scan_directory, store_tree
 from pysingularity.linux.ownership import RealOwners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pysingularity.build.bootstrap import Owners
     from pysingularity.build.plan import Plan, Step
@@ -43,36 +43,47 @@ DEAD = 0.01
 State = dict[bytes, tuple[int, int, int, int]]
 
 
-def salt(base: str, emulation: str) -> str:
-    """Return what steps depend on beyond a plan.
+def salt(base: str, emulation: str, others: Iterable[str] = ()) -> str:
+    """Return what the steps of a stage depend on beyond a plan.
 
     Arguments:
         base: path of the base image when it comes from elsewhere, or "".
         emulation: how root is emulated; only pretending changes what a step leaves behind.
+        others: the same of the stages that this one takes files from.
     """
-    digest = hash_file(base) if base else ""
-    return f"{digest} {'pretending' if emulation == 'bpf' else ''}"
+    # Who fetched it has just found it whole: then its record is believed, and a gigabyte is not hashed again.
+    record = read_lines(base[:-4] + ".record") if base else None
+    digest = (record or {}).get("sha256") or (hash_file(base) if base else "")
+    return " ".join([digest, "pretending" if emulation == "bpf" else "", *others])
 
 
 def cached(request: BuildRequest, plan: Plan) -> set[int]:
     """Return the numbers of the steps that the cache would spare, without fetching anything."""
     from pysingularity.build.bootstrap import AGENTS
-    from pysingularity.build.bootstrap.remote import fetch_text, reference_text
+    from pysingularity.build.bootstrap.remote import fetch_text, options_of, reference_text
 
     found: set[int] = set()
     cache = Cache.open(request.environ) if any(step.keep for step in plan.steps) else None
     if cache is None or request.recipe is None:
         return found
+    emulation = request.environ.get("SINGULARITY_ROOTLESS", "")
+    marks: list[str | None] = []
     for index, stage in enumerate(request.recipe.stages):
-        base = ""
+        base: str | None = ""
+        others = [marks[number] for number in plan.sources_of(index)]
+        mark = None
         if AGENTS.get(stage.agent) == "remote":
             try:
-                options = {**request.options, "pull": "never"}
+                options = {**options_of(stage.header, request.options), "pull": "never"}
                 base = fetch_text(reference_text(stage.header), options, request.environ, lambda *_: None)
             except SingularityError:  # not here yet: then nothing built on it is
-                continue
-        emulation = request.environ.get("SINGULARITY_ROOTLESS", "")
-        store = StepStore(cache, salt(base, emulation), request.writer, RealOwners())
+                base = None
+        if base is not None and None not in others:
+            mark = salt(base, emulation, [one for one in others if one is not None])
+        marks.append(mark)
+        if mark is None:
+            continue
+        store = StepStore(cache, mark, request.writer, RealOwners())
         steps = plan.of_stage(index)
         last = max((step.number for step in steps if step.keep and store.find(step)), default=0)
         found |= {step.number for step in steps if step.number <= last}
@@ -137,6 +148,15 @@ class StepStore:
     def remember_passed(self, step: Step) -> None:
         """Remember that a %test has passed."""
         self._cache.remember("passed-" + self.key(step), {"passed": "yes"})
+
+    def begin(self, path: str, root: str) -> None:
+        """Let the first snapshot take over blocks of the image that has just been unpacked."""
+        with open_image(path) as image:
+            if image.filesystem != "squashfs":
+                return
+            facts = squashfs_of(image).superblock
+            if (facts.compression, facts.block_size) == (self._writer.compression or "gzip", self._writer.block_size):
+                self._last, self._state = path, state_of(root)
 
     def restore(self, path: str, root: str) -> None:
         """Unpack a snapshot into an empty folder."""

@@ -12,16 +12,17 @@ from pysingularity.errors import ImageError, UsageError, UserError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pysingularity.build.plan import Plan
-    from pysingularity.build.request import BuildRequest, Writer
+    from pysingularity.build.request import BuildRequest, DockerBuild, Writer
     from pysingularity.recipe.model import Recipe
 
 USAGE = "IMAGE SPEC"
 COUNT = (2, 2)
 HELP = """\
-Make IMAGE from SPEC, which is a definition file, an image of any kind, a sandbox folder, or a reference such as
-docker://debian:12. The result is one SIF file, or a folder with --sandbox. No root is needed.
+Make IMAGE from SPEC, which is a definition file, a Dockerfile, an image of any kind, a sandbox folder, or a reference
+such as docker://debian:12. The result is one SIF file, or a folder with --sandbox. No root and no daemon is needed.
 
     singularity build demo.sif demo.def
+    singularity build demo.sif Dockerfile
     singularity build --sandbox box demo.sif
     singularity build final.sif box
     singularity build debian.sif docker://debian:12
@@ -47,6 +48,14 @@ OPTIONS = (
     Option("build-arg", "Give a template its value", kind=MANY, metavar="NAME=VALUE"),
     Option("build-arg-file", "Read values of templates from a file", kind=TEXT, metavar="FILE"),
     Option("warn-unused-build-args", "Warn instead of giving up when a given value is not used"),
+    Option("target", "Build this stage of a Dockerfile", kind=TEXT, metavar="STAGE"),
+    Option("context", "Take what a Dockerfile copies from this folder instead of its own", kind=TEXT, metavar="DIR"),
+    Option(
+        "secret",
+        "Give a secret to RUN --mount=type=secret of a Dockerfile",
+        kind=MANY,
+        metavar="id=NAME[,src=FILE|,env=VARIABLE]",
+    ),
     Option("bind", "Bind a file or folder for %post and %test", short="B", kind=MANY, metavar="SRC[:DST[:OPTS]]"),
     Option("mount", "Bind for %post and %test, in the form type=bind,src=S,dst=D", kind=MANY, metavar="SPEC"),
     Option("nv", "Bring the NVIDIA driver's libraries into %post and %test", env=("NV",)),
@@ -171,12 +180,14 @@ def request(arguments: Arguments, environ: dict[str, str]) -> BuildRequest:
     if not arguments.plan:
         check_target(target, force=bool(arguments.force) or update, folder=sandbox)
         _check_replaced(target, sandbox=sandbox, update=update)
-    kind, recipe = _kind(spec, arguments)
+    spec, kind, recipe, docker = _kind(spec, arguments, environ)
     if update and (kind != RECIPE or not os.path.isdir(target)):
         raise UserError("update-sandbox", "--update needs a definition file and an existing sandbox")
     machine = os.uname().machine
     own = ARCHITECTURES.get(machine, machine)
     arch = ARCHITECTURES.get(str(arguments.arch), str(arguments.arch)) if arguments.arch else own
+    if docker is not None and (update or _sections(arguments.section) not in ([], ["all"])):
+        raise UserError("dockerfile-option", f"{spec}: --update and --section are for definition files")
     if arch != own and kind == RECIPE:
         _check_arch(arch, recipe)
     options: dict[str, object] = {}
@@ -213,6 +224,7 @@ def request(arguments: Arguments, environ: dict[str, str]) -> BuildRequest:
         options=options,
         debug_shell=bool(arguments.debug_shell),
         cache=not arguments.no_cache and not arguments.disable_cache,
+        docker=docker,
     )
 
 
@@ -247,58 +259,87 @@ def _check_replaced(target: str, *, sandbox: bool, update: bool) -> None:
         )
 
 
-def _kind(spec: str, arguments: Arguments) -> tuple[str, Recipe | None]:
-    """Return what `spec` is, and the recipe when it is a definition file."""
+def _kind(
+    spec: str, arguments: Arguments, environ: dict[str, str]
+) -> tuple[str, str, Recipe | None, DockerBuild | None]:
+    """Return what is to be built: its path, what it is, and what it says when it is a recipe or Dockerfile."""
     from pysingularity.build.request import IMAGE, RECIPE, REFERENCE, SANDBOX
     from pysingularity.reference import has_scheme, parse_reference
 
+    kind = ""
     if has_scheme(spec) and not os.path.exists(spec):
         if parse_reference(spec).scheme == "instance":
             raise UserError("instance", f"{spec}: an instance cannot be built from; name its image")
-        _no_build_args(arguments)
-        return REFERENCE, None
-    if os.path.isdir(spec):
-        _no_build_args(arguments)
-        return SANDBOX, None
+        kind = REFERENCE
+    elif os.path.isdir(spec):
+        inner = os.path.join(spec, "Dockerfile")
+        if not os.path.isfile(inner) or _is_root(spec):
+            kind = SANDBOX
+        spec = spec if kind else inner
+    elif _is_image(spec):
+        kind = IMAGE
+    if kind:
+        for name in ("build-arg", "build-arg-file", "target", "context", "secret"):
+            if getattr(arguments, name.replace("-", "_")):
+                raise UserError(name, f"--{name} is for {'definition files' if 'arg' in name else 'Dockerfiles'}")
+        return spec, kind, None, None
+    from pysingularity.cli import dockerfile  # only for builds from text
+    from pysingularity.recipe.dockerfile import looks_like
+
+    text = _read(spec)
+    if looks_like(text[:65536].decode("utf-8", "surrogateescape"), spec):
+        docker = dockerfile.request(text, spec, arguments, environ)
+        return spec, RECIPE, dockerfile.stages(docker, arguments), docker
+    for name in ("target", "context", "secret"):
+        if getattr(arguments, name):
+            raise UserError(name, f"--{name} is for Dockerfiles, and {spec} is a definition file")
+    return spec, RECIPE, read_recipe(text, spec, arguments), None
+
+
+def _is_root(path: str) -> bool:
+    """Return whether a folder is a root file system."""
+    names = set(os.listdir(path))
+    return ".singularity.d" in names or {"etc", "usr", "bin"} <= names
+
+
+def _is_image(path: str) -> bool:
     from pysingularity.image.open import open_image
 
     try:
-        with open_image(spec):
-            pass
+        with open_image(path):
+            return True
     except ImageError as error:
         if error.id == "no-such-image":
             raise UserError(
-                "no-such-spec", f"{spec}: there is no such file", hint="SPEC comes second: singularity build IMAGE SPEC"
+                "no-such-spec", f"{path}: there is no such file", hint="SPEC comes second: singularity build IMAGE SPEC"
             ) from None
         if error.id != "unknown-format":
             raise
-    else:
-        _no_build_args(arguments)
-        return IMAGE, None
-    return RECIPE, read_recipe(spec, arguments)
+    return False
 
 
-def _no_build_args(arguments: Arguments) -> None:
-    if arguments.build_arg or arguments.build_arg_file:
-        raise UserError("build-arg", "--build-arg is for definition files")
+def _read(path: str) -> bytes:
+    """Return the text of a recipe, one byte more than allowed when it is too large."""
+    from pysingularity.recipe.parser import LARGEST
+
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(LARGEST + 1)
+    except OSError as error:
+        raise UserError("unreadable-recipe", f"{path}: cannot be read: {(error.strerror or '').lower()}") from None
 
 
-def read_recipe(path: str, arguments: Arguments) -> Recipe:
-    """Return the recipe in a definition file.
+def read_recipe(text: bytes, path: str, arguments: Arguments) -> Recipe:
+    """Return the recipe in the text of a definition file.
 
     Raises:
         RecipeError: with the place of what is wrong.
     """
     from pysingularity.recipe import templates
-    from pysingularity.recipe.parser import LARGEST, parse
+    from pysingularity.recipe.parser import parse
     from pysingularity.recipe.sections import check, file_pairs
 
     values = templates.from_options(_words(arguments.build_arg), str(arguments.build_arg_file or ""))
-    try:
-        with open(path, "rb") as stream:
-            text = stream.read(LARGEST + 1)
-    except OSError as error:
-        raise UserError("unreadable-recipe", f"{path}: cannot be read: {(error.strerror or '').lower()}") from None
     recipe = parse(text, path, values)
     check(recipe)
     for stage in recipe.stages:

@@ -40,11 +40,17 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
     text = reference_text(request.header)
     # Without a cache the image is made in the temporary folder, and goes with it.
     environ = {**request.environ, "SINGULARITY_TMPDIR": request.tmp}
-    fetched = _fetch(text, request.options, environ, request.progress)
+    fetched = _fetch(text, options_of(request.header, request.options), environ, request.progress)
     result = unpack(request, fetched.path)
     result.source = text
     result.digest = fetched.digests.get("top") or fetched.digests.get("manifest") or fetched.digests.get("image", "")
     return result
+
+
+def options_of(header: Mapping[str, str], options: Mapping[str, object]) -> dict[str, object]:
+    """Return the options of a fetch: the header of a Dockerfile's stage may ask for another architecture."""
+    arch = header.get("platform", "").rpartition("linux/")[2]
+    return {**options, "arch": arch} if arch else dict(options)
 
 
 def fetch_text(
