@@ -10,10 +10,13 @@ LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR = 1, 4
 _EBUSY, _EAGAIN = 16, 11
 
 
-def attach(image: int, offset: int, size: int, *, readonly: bool = True) -> tuple[str, int]:
+def attach(image: int, offset: int, size: int, *, readonly: bool = True, block: int = 4096) -> tuple[str, int]:
     """Attach a part of an open file to a free loop device; return the device's path and an open descriptor of it.
 
     The device frees itself when the last user is gone (AUTOCLEAR): mount it, then close the descriptor.
+
+    Arguments:
+        block: the size of its sectors, where the part's place allows that; no larger than the file system's blocks.
 
     Raises:
         OSError: no loop devices here (a container), or Linux < 5.8 (no LOOP_CONFIGURE).
@@ -24,7 +27,7 @@ def attach(image: int, offset: int, size: int, *, readonly: bool = True) -> tupl
     # struct loop_info64: device, inode, rdevice, offset, sizelimit, number, encrypt_type, key size, flags, names, init
     info = bytes(24) + offset.to_bytes(8, "little") + size.to_bytes(8, "little") + bytes(12)
     info += flags.to_bytes(4, "little") + bytes(64 + 64 + 32 + 16)
-    block = 4096 if offset % 4096 == 0 and size % 4096 == 0 else 512
+    block = block if offset % block == 0 and size % block == 0 else 512
     control = posix.open("/dev/loop-control", posix.O_RDWR | posix.O_CLOEXEC)
     try:
         for _ in range(256):

@@ -29,13 +29,15 @@ from pysingularity.runtime.actions import program
 from pysingularity.runtime.binds import attach, ordered
 from pysingularity.runtime.environment import EnvironmentPlan, compose, find_program, origins
 from pysingularity.runtime.overlay import Session
-from pysingularity.runtime.spec import KEEP, ROOT, SELF, SQUASHFS, LaunchSpec, Layer
+from pysingularity.runtime.spec import EXT, KEEP, ROOT, SELF, SQUASHFS, LaunchSpec, Layer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
     from pysingularity.image.mount import Pending
+    from pysingularity.runtime.helpers import Helpers
     from pysingularity.runtime.warm import Warm
 
 _ENOENT, _EACCES, _EPERM, _ENOSPC, _ENOEXEC, _EINVAL, _EIO = 2, 13, 1, 28, 8, 22, 5
@@ -52,6 +54,8 @@ def enter(spec: LaunchSpec) -> NoReturn:
     if spec.connection is not None:
         spec.connection.outside()
     warm = _warm(spec)
+    if spec.helped() and not spec.pid_namespace:
+        _beside(spec, warm)
     if not spec.pid_namespace:
         _build(spec, _leave_host(spec, warm), warm)
         become(spec)
@@ -81,6 +85,36 @@ def enter(spec: LaunchSpec) -> NoReturn:
     told = posix.read(report, 4)
     restore_mask(mask)
     posix._exit(leave_like(int.from_bytes(told, "little") if len(told) == 4 else status))
+
+
+def _beside(spec: LaunchSpec, warm: Warm | None) -> NoReturn:
+    """Build the root with helper programs, run the program in a child, and end the helpers when that has ended."""
+    from pysingularity.runtime.helpers import Helpers
+    from pysingularity.runtime.supervise import attend, block_signals, restore_mask
+
+    mask = block_signals()
+    helpers = Helpers()
+    try:
+        _build(spec, _leave_host(spec, warm), warm, helpers)
+        parent = posix.getpid()
+        child = posix.fork()
+        if child == 0:
+            try:
+                restore_mask(mask)
+                die_with_parent(SIGKILL, parent)
+                become(spec)
+            except SingularityError as error:
+                messages.fatal(str(error))
+            except KeyboardInterrupt:
+                pass
+            posix._exit(255)
+        _lose_rights(spec)
+        close_others((2, *helpers.locks))
+        status = attend(child)
+    finally:
+        helpers.stop()
+    restore_mask(mask)
+    posix._exit(leave_like(status))
 
 
 def run(
@@ -136,13 +170,6 @@ def _redirect(*wanted: int | None) -> None:
             posix.close(copy)
 
 
-def _layers(spec: LaunchSpec) -> list[Layer]:
-    """Return all layers of a spec that lie in files."""
-    found = [spec.image, *spec.overlays]
-    found += [one.image for one in spec.mounts if one.image is not None]
-    return [layer for layer in found if layer.kind == SQUASHFS]
-
-
 def _warm(spec: LaunchSpec) -> Warm | None:
     """Return the warm image of this start, where that makes sense."""
     usual = spec.identity == SELF and spec.inside is None
@@ -161,7 +188,7 @@ def _leave_host(spec: LaunchSpec, warm: Warm | None) -> dict[int, Pending]:
     """
     uid, gid = posix.getuid(), posix.getgid()
     rest = NEWNS | spec.namespaces | (NEWPID if spec.pid_namespace else 0)
-    files = _layers(spec)
+    files = [layer for layer in spec.layers() if layer.kind == SQUASHFS]
     pending: dict[int, Pending] = {}
     try:
         if warm is not None and len(files) == 1 and warm.join(rest):
@@ -189,7 +216,12 @@ def _leave_host(spec: LaunchSpec, warm: Warm | None) -> dict[int, Pending]:
 
 def _by_kernel(spec: LaunchSpec) -> bool:
     """Say whether the kernel itself may mount images here: real root, loop devices present."""
-    if spec.driver == "python" or spec.identity != KEEP or posix.getuid() != 0:
+    return spec.driver != "python" and _real_root(spec)
+
+
+def _real_root(spec: LaunchSpec) -> bool:
+    """Say whether we are root of the machine itself, and may use its loop devices."""
+    if spec.identity != KEEP or posix.getuid() != 0:
         return False
     try:
         with open("/proc/self/uid_map", "rb") as file:
@@ -222,7 +254,7 @@ def no_namespaces(error: OSError) -> SingularityError:
     return HostError("no-user-namespaces", f"this machine does not let you make containers: {why}", hint=hint)
 
 
-def _build(spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None) -> None:
+def _build(spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None, helpers: Helpers | None = None) -> None:
     """Put the file tree together and make it the root."""
     posix.umask(0)
     try:
@@ -236,9 +268,21 @@ def _build(spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None) -> 
             raise no_namespaces(error) from None
         raise
     placed = ordered(spec.mounts)
+    if helpers is not None:
+        for layer in spec.layers():
+            if layer.kind == EXT:
+                helpers.hold(layer)
+        if "fuse-overlayfs" in spec.programs:
+            session.merge = _merger(spec, helpers)
     session.cover()
 
     def attach_layer(layer: Layer, target: str) -> None:
+        if layer.kind == EXT:
+            from pysingularity.runtime.helpers import mount_ext
+
+            assert helpers is not None
+            mount_ext(helpers, layer, target, program=spec.programs.get("fuse2fs", ""), kernel=_real_root(spec))
+            return
         server = pending.get(id(layer))
         if server is not None:
             server.mount(target)
@@ -277,6 +321,18 @@ def _build(spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None) -> 
         sethostname(spec.hostname)
 
 
+def _merger(spec: LaunchSpec, helpers: Helpers) -> Callable[[list[str], str, str, str], None]:
+    """Return what makes an overlay by fuse-overlayfs."""
+
+    def merge(lower: list[str], upper: str, work: str, target: str) -> None:
+        options = f"lowerdir={':'.join(lower)},upperdir={upper},workdir={work}"
+        if spec.squash_owners and spec.identity != KEEP:
+            options += f",squash_to_uid={posix.getuid()},squash_to_gid={posix.getgid()}"
+        helpers.start([spec.programs["fuse-overlayfs"], "-f", "-o", options, target], target)
+
+    return merge
+
+
 def _first_process(
     spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None, mask: object, tell: int
 ) -> NoReturn:
@@ -284,11 +340,16 @@ def _first_process(
     from pysingularity.runtime.supervise import attend, restore_mask
 
     status = 255 << 8
+    helpers = None
     try:
         # Before the tree is built: whoever started us may be killed at any moment.
         die_with_parent(SIGKILL)
-        _build(spec, pending, warm)
-        if not spec.init:
+        if spec.helped():
+            from pysingularity.runtime.helpers import Helpers
+
+            helpers = Helpers()
+        _build(spec, pending, warm, helpers)
+        if not spec.init and helpers is None:
             restore_mask(mask)
             become(spec)
         child = posix.fork()
@@ -306,12 +367,14 @@ def _first_process(
             posix._exit(255)
         _lose_rights(spec)
         # The program must be able to see the end of its own pipes: process 1 lets go of everything.
-        close_others((2, tell))
+        close_others((2, tell, *(helpers.locks if helpers else ())))
         status = attend(child, reap=True, lingers=spec.lingers)
     except SingularityError as error:
         messages.fatal(str(error))
     except BaseException as error:
         messages.fatal(f"cannot make the container: {error}")
+    if helpers is not None:
+        helpers.stop()
     posix.write(tell, status.to_bytes(4, "little"))
     posix._exit(255)
 

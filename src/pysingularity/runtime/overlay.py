@@ -29,7 +29,7 @@ from pysingularity.linux.mounts import (
     remount_bind,
     set_attributes,
 )
-from pysingularity.runtime.spec import BIND, SANDBOX, LaunchSpec, Layer, Mount
+from pysingularity.runtime.spec import BIND, EXT, SANDBOX, LaunchSpec, Layer, Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class Session:
         self.attributes: dict[int, int] = {}  # those that the kernel could not set while detached
         self.failed: dict[int, OSError] = {}
         self.upper: tuple[int, int] | None = None
+        self.changes = -1  # the folder of `upper`, where a helper program needs it as a path
+        #: Makes an overlay in place of the kernel: (lower, upper, work, target), all paths in the session.
+        self.merge: Callable[[list[str], str, str, str], None] | None = None
         self.parts: dict[int, str] = {}  # id of a Layer that binds take parts of → where it is mounted
         self._files = 0
 
@@ -81,7 +84,7 @@ class Session:
                     self._open(layer, layer.path, wanted)
                 except OSError as error:
                     raise ImageError("no-such-image", f"{layer.path}: {error.strerror}") from None
-        if spec.upper and spec.upper != "tmpfs":
+        if spec.upper and spec.upper != "tmpfs" and spec.upper_layer is None:
             try:
                 folders = []
                 for name in ("upper", "work"):
@@ -91,6 +94,8 @@ class Session:
                     except FileExistsError:
                         pass
                     folders.append(posix.open(path, O_PATH | O_DIRECTORY | O_CLOEXEC))
+                if "fuse-overlayfs" in spec.programs:
+                    self.changes = open_tree(spec.upper)
             except OSError as error:
                 raise UserError("no-overlay", f"--overlay {spec.upper}: {error.strerror}") from None
             self.upper = (folders[0], folders[1])
@@ -162,6 +167,8 @@ class Session:
                 posix.close(folder)
             else:
                 attach_layer(layer, path)
+                if layer.kind == EXT and number and posix.access(f"{path}/upper", 0):
+                    path += "/upper"
             paths.append(path)
         for one in wanted:
             if one.image is not None and id(one.image) not in self.parts:
@@ -173,6 +180,12 @@ class Session:
             base = self.folder("union")
             mount("overlay", base, "overlay", flags | MS_RDONLY, f"lowerdir={':'.join(reversed(paths))}")
         root = posix.open(base, O_PATH | O_DIRECTORY | O_CLOEXEC)
+        if spec.upper_layer is not None:
+            attach_layer(spec.upper_layer, self.folder("changes"))
+        elif self.changes >= 0:
+            folder = posix.open(self.folder("changes"), O_PATH | O_CLOEXEC)
+            move_mount(self.changes, folder)
+            posix.close(folder)
         missing = [] if spec.writable else _missing(root, wanted)
         if not missing and not spec.upper:
             return root
@@ -185,10 +198,16 @@ class Session:
         posix.close(root)
         path = self.folder("root")
         try:
-            self._overlay(path, lower, flags)
+            if posix.access(f"{self.place}/changes", 0):
+                self._into_changes(path, lower, flags)
+            else:
+                self._overlay(path, lower, flags)
         except OSError as error:
             if spec.upper:
-                hint = "the folder must lie on a local file system that stores user attributes (not NFS or Lustre)"
+                hint = (
+                    "the folder must lie on a local file system that stores user attributes (not NFS or Lustre); "
+                    "or let the administrator install fuse-overlayfs"
+                )
                 raise HostError(
                     "no-overlay",
                     f"changes cannot go to {spec.upper}: the kernel refused the overlay: {error.strerror}",
@@ -197,6 +216,20 @@ class Session:
             messages.verbose(f"no overlay here ({error.strerror}): {len(missing)} mount points are missing")
             path = base
         return posix.open(path, O_PATH | O_DIRECTORY | O_CLOEXEC)
+
+    def _into_changes(self, target: str, lower: list[str], flags: int) -> None:
+        """Lay what is mounted at `changes` over the other layers: by the kernel if it lets us, else by a program."""
+        places = [f"{self.place}/changes/{name}" for name in ("upper", "work")]
+        for place in places:
+            try:
+                posix.mkdir(place, 0o755)
+            except FileExistsError:
+                pass
+        if self.merge is not None:
+            self.merge(lower, places[0], places[1], target)
+        else:
+            data = f"lowerdir={':'.join(lower)},upperdir={places[0]},workdir={places[1]}"
+            mount("overlay", target, "overlay", flags, data)
 
     def _overlay(self, target: str, lower: list[str], flags: int) -> None:
         data = f"lowerdir={':'.join(lower)}"
@@ -229,8 +262,10 @@ class Session:
         """Close what is still open."""
         for tree in self.trees.values():
             posix.close(tree)
-        for folder in self.upper or ():
-            posix.close(folder)
+        for folder in (*(self.upper or ()), self.changes):
+            if folder >= 0:
+                posix.close(folder)
+        self.changes = -1
         self.trees.clear()
         self.upper = None
 

@@ -14,7 +14,7 @@ from pysingularity.errors import HostError, ImageError, UsageError, UserError
 from pysingularity.image.open import Image, open_image
 from pysingularity.image.scripts import is_name
 from pysingularity.linux import capabilities
-from pysingularity.linux.libc import MACHINE
+from pysingularity.linux.libc import MACHINE, call, encode, pointer
 from pysingularity.linux.namespaces import NEWIPC, NEWNET, NEWUTS
 from pysingularity.runtime import environment as env_rules
 from pysingularity.runtime import identity
@@ -23,6 +23,7 @@ from pysingularity.runtime.overlay import below
 from pysingularity.runtime.spec import (
     BIND,
     DEV,
+    EXT,
     FILE,
     KEEP,
     MQUEUE,
@@ -75,6 +76,12 @@ LIMITS = (
     *("memory", "memory_reservation", "memory_swap", "cpus", "cpu_shares", "cpuset_cpus", "cpuset_mems"),
     *("pids_limit", "blkio_weight", "blkio_weight_device", "oom_kill_disable", "apply_cgroups"),
 )
+#: Types of file systems (statfs(2)) that cannot take the changes of an overlay: NFS, Lustre, FUSE, overlayfs, CIFS and
+#: SMB2, AFS, BeeGFS, GPFS, Ceph.
+NO_UPPER = {
+    *(0x6969, 0x0BD00BD0, 0x65735546, 0x794C7630, 0xFF534D42, 0xFE534D42, 0x5346414F, 0x19830326, 0x47504653),
+    0x00C36400,
+}
 PROMPT = "Singularity> "
 _TMPFS_MODE = 0o1777
 
@@ -120,6 +127,9 @@ class _Preparation:
         self.home_source, self.home = self._home()
         self.mounts: list[Mount] = []
         self.images: dict[str, Layer] = {}
+        self.upper_layer: Layer | None = None
+        self.upper = ""
+        self.programs: dict[str, str] = {}
         self.accelerator_variables: dict[str, str] = {}
         self.image_cwd = self.image_user = ""
         self.inside: tuple[int, int] | None = None
@@ -137,6 +147,10 @@ class _Preparation:
             image.close()
         upper, more = self._overlays()
         overlays += more
+        if self.upper_layer is not None:
+            upper = self.upper_layer.path
+        self.upper = upper
+        self._changes()
         if options.writable_tmpfs or options.compat:
             if self.writable:
                 raise UsageError("two-writers", "--writable and --writable-tmpfs cannot both be given")
@@ -170,9 +184,11 @@ class _Preparation:
             action=self.action,
             app=str(options.app or ""),
             shell=str(getattr(options, "shell", None) or ""),
-            writable=self.writable,
+            writable=self.writable and self.upper_layer is None,
             overlays=overlays,
             upper=upper,
+            upper_layer=self.upper_layer,
+            programs=self.programs,
             mounts=self.mounts,
             cwd=folders,
             cwd_required=bool(options.cwd),
@@ -239,14 +255,16 @@ class _Preparation:
                     hint="pull or build the image for this machine (--arch), or install qemu-user-static",
                 )
         if self.writable:
-            if layer.kind != SANDBOX:
+            if layer.kind == SQUASHFS and self.upper_layer is None:
                 raise ImageError(
                     "not-writable",
                     f"{self.path}: cannot be written: the image is read-only by its nature",
-                    hint="use --writable-tmpfs or --overlay, or make a sandbox: singularity build --sandbox DIR IMAGE",
+                    hint="use --writable-tmpfs or --overlay, give it an overlay: singularity overlay create IMAGE, "
+                    "or make a sandbox: singularity build --sandbox DIR IMAGE",
                 )
             if not posix.access(layer.path, posix.W_OK):
-                raise ImageError("not-writable", f"{self.path}: you have no permission to write into this sandbox")
+                what = "sandbox" if layer.kind == SANDBOX else "image"
+                raise ImageError("not-writable", f"{self.path}: you have no permission to write into this {what}")
 
     # --- images -------------------------------------------------------------------------------------------------------
 
@@ -255,11 +273,13 @@ class _Preparation:
         path = self._absolute(image.path)
         if image.kind == "sandbox":
             return Layer(SANDBOX, path), []
+        if image.filesystem == "ext3":
+            self._need_fuse2fs(image.path)
+            return Layer(EXT, path, image.offset, image.size, writable=self.writable), []
         if image.filesystem != "squashfs":
             what = {
                 "encrypted": "is encrypted, which needs root and a key",
                 "gocryptfs": "is encrypted with gocryptfs",
-                "ext3": "holds an ext3 file system, which only the kernel of root can mount",
             }.get(image.filesystem, f"holds a file system of kind {image.filesystem}")
             raise ImageError(
                 "unsupported-image",
@@ -271,9 +291,34 @@ class _Preparation:
         for part in image.overlays:
             if part.filesystem == "squashfs":
                 overlays.append(Layer(SQUASHFS, path, part.offset, part.size))
+            elif part.filesystem == "ext3" and self.writable and self.upper_layer is None:
+                self._need_fuse2fs(image.path)
+                self.upper_layer = Layer(EXT, path, part.offset, part.size, writable=True)
+            elif part.filesystem == "ext3" and self._may_mount_ext():
+                overlays.append(Layer(EXT, path, part.offset, part.size))
             else:
-                messages.warning(f"{image.path}: its {part.filesystem} overlay is left out")
+                messages.warning(
+                    f"{image.path}: its {part.filesystem} overlay is left out"
+                    + (": fuse2fs is not installed" if part.filesystem == "ext3" else "")
+                )
         return layer, overlays
+
+    def _may_mount_ext(self) -> bool:
+        """Say whether something here can mount ext3: the kernel for root, fuse2fs for others."""
+        from pysingularity.runtime.helpers import find  # rarely used
+
+        program = find("fuse2fs", self.environ.get("PATH", ""))
+        if program:
+            self.programs["fuse2fs"] = program
+        return bool(program) or (self.user.uid == 0 and posix.access("/dev/loop-control", posix.R_OK))
+
+    def _need_fuse2fs(self, path: str) -> None:
+        if not self._may_mount_ext():
+            raise HostError(
+                "no-fuse2fs",
+                f"{path}: holds an ext3 file system, and fuse2fs, which mounts it for ordinary users, is not installed",
+                hint="administrator: install fuse2fs; or convert the image: singularity build --sandbox DIR IMAGE",
+            )
 
     def _unpacked_if_needed(self, layer: Layer) -> Layer:
         """Return the layer, or the folder of its unpacked files where nothing here can mount it."""
@@ -289,8 +334,27 @@ class _Preparation:
 
         return Layer(SANDBOX, unpacked(layer.path, layer.offset, layer.size, self.environ))
 
+    def _changes(self) -> None:
+        """See to it that what takes the changes can be the upper layer of an overlay; else find a program that can."""
+        upper = self.upper_layer
+        if upper is None and not (self.upper and self.upper != "tmpfs" and _refuses_overlays(self.upper)):
+            return
+        if upper is not None and self.user.uid == 0 and posix.access("/dev/loop-control", posix.R_OK):
+            return
+        from pysingularity.runtime.helpers import find
+
+        program = find("fuse-overlayfs", self.environ.get("PATH", ""))
+        if program:
+            self.programs["fuse-overlayfs"] = program
+        elif upper is not None:
+            raise HostError(
+                "no-fuse-overlayfs",
+                f"{upper.path}: changes to an ext3 file system need fuse-overlayfs, which is not installed",
+                hint="administrator: install fuse-overlayfs; or use a folder: --overlay DIR",
+            )
+
     def _overlays(self) -> tuple[str, list[Layer]]:
-        """Return the folder that takes changes ("" for none) and the read-only layers of --overlay, lowest first."""
+        """Return the place that takes changes ("" for none) and the read-only layers of --overlay, lowest first."""
         upper, layers = "", []
         for text in self.options.overlay:  # type: ignore[attr-defined]
             path, _, mode = str(text).rpartition(":")
@@ -308,6 +372,17 @@ class _Preparation:
                 if self.writable:
                     raise UsageError("two-writers", "--writable and a writable --overlay cannot both be given")
                 upper = path
+            elif image.filesystem == "ext3":
+                self._need_fuse2fs(path)
+                if mode != "ro":
+                    if upper or self.upper_layer:
+                        raise UserError("two-writers", "only one --overlay can be writable; give the others as PATH:ro")
+                    if self.writable:
+                        raise UsageError("two-writers", "--writable and a writable --overlay cannot both be given")
+                    upper = path
+                    self.upper_layer = Layer(EXT, path, image.offset, image.size, writable=True)
+                else:
+                    layers.append(Layer(EXT, path, image.offset, image.size))
             elif image.filesystem == "squashfs":
                 layers.append(self._unpacked_if_needed(Layer(SQUASHFS, path, image.offset, image.size)))
             else:
@@ -730,6 +805,16 @@ def parse_env(text: str) -> dict[str, str]:
         else:
             raise UsageError("bad-env", f"--env {text}: must be formatted as NAME=VALUE")
     return found
+
+
+def _refuses_overlays(path: str) -> bool:
+    """Say whether a folder lies on a file system of which the kernel is known to make no upper layer: statfs(2)."""
+    buffer = bytearray(256)
+    try:
+        call("statfs", encode(path), pointer(buffer), path=path)
+    except OSError:
+        return False
+    return int.from_bytes(buffer[:8], "little") & 0xFFFFFFFF in NO_UPPER
 
 
 def _is_folder(path: str) -> bool:

@@ -103,12 +103,13 @@ class Layer:
         kind: SANDBOX (a folder), SQUASHFS or EXT (in a file).
         path: the folder or file on the host.
         offset, size: where the file system lies in the file, in bytes; size 0 means up to the end.
+        writable: it is mounted for writing (EXT).
     """
 
-    __slots__ = ("kind", "offset", "path", "size")
+    __slots__ = ("kind", "offset", "path", "size", "writable")
 
-    def __init__(self, kind: str, path: str, offset: int = 0, size: int = 0) -> None:
-        self.kind, self.path, self.offset, self.size = kind, path, offset, size
+    def __init__(self, kind: str, path: str, offset: int = 0, size: int = 0, *, writable: bool = False) -> None:
+        self.kind, self.path, self.offset, self.size, self.writable = kind, path, offset, size, writable
 
     def __repr__(self) -> str:
         return f"Layer({self.kind} {self.path}{f' at {self.offset}' if self.offset else ''})"
@@ -126,6 +127,8 @@ class LaunchSpec:
         writable: the image itself may be written (sandboxes).
         overlays: layers over the image, lowest first; all read-only.
         upper: where changes go instead of the image: "" nowhere, "tmpfs" memory, or a folder with `upper` and `work`.
+        upper_layer: `upper` is no folder but this file system in a file.
+        programs: name → path of programs that mount what neither the kernel nor we can (`helpers`).
         mounts: in the order of wishes; `enter` sorts them by depth.
         create: make missing mount points in a writable image itself.
         cwd: folders to start in; the first that exists is taken.
@@ -188,12 +191,14 @@ class LaunchSpec:
         "no_new_privs",
         "overlays",
         "pid_namespace",
+        "programs",
         "session_size",
         "shell",
         "squash_owners",
         "started",
         "umask",
         "upper",
+        "upper_layer",
         "warm",
         "writable",
     )
@@ -210,6 +215,8 @@ class LaunchSpec:
         writable: bool = False,
         overlays: Sequence[Layer] = (),
         upper: str = "",
+        upper_layer: Layer | None = None,
+        programs: dict[str, str] | None = None,
         mounts: Sequence[Mount] = (),
         create: bool = False,
         cwd: Sequence[str] = ("/",),
@@ -249,6 +256,17 @@ class LaunchSpec:
         self.app, self.shell, self.connection, self.explain = app, shell, connection, explain
         self.loopback, self.warm, self.name, self.started, self.lingers = loopback, warm, name, started, lingers
         self.failure, self.ambient, self.inside = failure, ambient, inside
+        self.upper_layer, self.programs = upper_layer, programs or {}
+
+    def layers(self) -> list[Layer]:
+        """Return all file trees that take part, also those of which binds take a part."""
+        found = [self.image, *self.overlays]
+        found += [one.image for one in self.mounts if one.image is not None]
+        return found if self.upper_layer is None else [*found, self.upper_layer]
+
+    def helped(self) -> bool:
+        """Say whether programs of `helpers` have to stay beside the container."""
+        return "fuse-overlayfs" in self.programs or any(layer.kind == EXT for layer in self.layers())
 
     def describe(self) -> list[str]:
         """Say line by line what will be done."""
