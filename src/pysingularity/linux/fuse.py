@@ -42,6 +42,8 @@ ATTR = Struct("<6Q10I")
 READ_IN = Struct("<QQI")
 #: fuse_dirent: ino, off, namelen, type
 DIRENT = Struct("<QQII")
+#: fuse_direntplus: the three above in one, in front of the name
+DIRENT_PLUS = Struct("<QQQQII6Q10IQQII")
 #: fuse_getxattr_in: size, padding; fuse_getxattr_out is the same
 XATTR = Struct("<II")
 #: fuse_init_in (first part): major, minor, max_readahead, flags

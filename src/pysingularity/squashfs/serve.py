@@ -43,6 +43,7 @@ _KEPT_FILES = 256
 _BUSY = 256
 _MOST_WORKERS = 4
 
+_PADDING = tuple(bytes(count) for count in range(8))
 _DT = (0, 4, 8, 10, 6, 2, 1, 12)  # dirent types by layout's basic types
 
 
@@ -64,6 +65,9 @@ class Server:
         self._listings: dict[int, list[tuple[bytes, int, int]]] = {}
         self._name_count = 0
         self._files: dict[int, Inode] = {}
+        #: READDIRPLUS records of the directory asked for last: the kernel asks in pieces, and once more at the end.
+        self._records: list[bytes] = []
+        self._records_of = -1
         self._reads = 0
         self._operations = {
             fuse.LOOKUP: self._lookup,
@@ -162,28 +166,11 @@ class Server:
         """Return an inode's fuse_attr."""
         found = self._attributes.get(ref)
         if found is None:
-            inode = self._inode(ref)
-            size = inode.size
-            uid, gid = self.owner or (inode.uid, inode.gid)
-            mtime = inode.mtime
-            found = fuse.ATTR.pack(
-                inode.number,
-                size,
-                (size + 511) >> 9,
-                mtime,
-                mtime,
-                mtime,
-                0,
-                0,
-                0,
-                inode.st_mode,
-                inode.nlink,
-                uid,
-                gid,
-                inode.rdev,
-                self.image.block_size,
-                0,
-            )
+            number, mode, nlink, uid, gid, rdev, size, mtime = self.image.status(ref)
+            uid, gid = self.owner or (uid, gid)
+            unit = self.image.block_size
+            times = (mtime, mtime, mtime, 0, 0, 0)
+            found = fuse.ATTR.pack(number, size, (size + 511) >> 9, *times, mode, nlink, uid, gid, rdev, unit, 0)
             if len(self._attributes) >= _KEPT_ATTRIBUTES:
                 self._attributes.clear()
             self._attributes[ref] = found
@@ -270,41 +257,74 @@ class Server:
         return tuple(parts)
 
     def _readdir(self, node: int, request: memoryview) -> tuple[bytes, ...]:
-        return self._list(node, request, False)
-
-    def _readdirplus(self, node: int, request: memoryview) -> tuple[bytes, ...]:
-        return self._list(node, request, True)
-
-    def _list(self, node: int, request: memoryview, plus: bool) -> tuple[bytes, ...]:
-        """Return as many entries as fit, from the place the kernel names; "." and ".." stand at places 0 and 1."""
+        """Return as many names as fit, from the place the kernel names; "." and ".." stand at places 0 and 1."""
         _, place, room = fuse.READ_IN.unpack_from(request)
         ref = self._ref(node)
-        entries = self._directory(ref)
-        pack = fuse.DIRENT.pack
+        inode, entries = self._inode(ref), self._directory(ref)
+        own = ((b".", inode.number, layout.DIR), (b"..", inode.parent, layout.DIR))
         out = []
         while place < len(entries) + 2:
             if place < 2:
-                inode = self._inode(ref)
-                name, number, kind = (b".", b"..")[place], (inode.number, inode.parent)[place], layout.DIR
-                # The kernel wants no entry for these two: all zeros.
-                head = bytes(fuse.ENTRY.size + fuse.ATTR.size)
+                name, number, kind = own[place]
             else:
                 name, target, kind = entries[place - 2]
-                if plus:
-                    head = self._entry(target)
-                    number = int.from_bytes(head[fuse.ENTRY.size : fuse.ENTRY.size + 8], "little")
-                else:
-                    number = target + 2
-            record = pack(number or 1, place + 1, len(name), _DT[kind]) + name
+                number = target + 2
+            record = fuse.DIRENT.pack(number or 1, place + 1, len(name), _DT[kind]) + name
             record += bytes(-len(record) % 8)
-            if plus:
-                record = head + record
             room -= len(record)
             if room < 0:
                 break
             out.append(record)
             place += 1
         return (b"".join(out),)
+
+    def _readdirplus(self, node: int, request: memoryview) -> tuple[bytes, ...]:
+        """Return as many names with their attributes as fit."""
+        _, place, room = fuse.READ_IN.unpack_from(request)
+        ref = self._ref(node)
+        if self._records_of != ref:
+            self._records, self._records_of = self._plus(ref), ref
+        out = []
+        for record in self._records[place:] if place else self._records:
+            room -= len(record)
+            if room < 0:
+                break
+            out.append(record)
+        return (b"".join(out),)
+
+    def _plus(self, ref: int) -> list[bytes]:
+        """Return the fuse_direntplus records of a directory."""
+        image, owner, pack = self.image, self.owner, fuse.DIRENT_PLUS.pack
+        status, unit, root = image.status, image.block_size, image.root.ref
+        inode = self._inode(ref)
+        # The kernel wants no attributes for these two: all zeros.
+        head, dot = bytes(fuse.ENTRY.size + fuse.ATTR.size), fuse.DIRENT.pack
+        records = [
+            head + dot(inode.number or 1, 1, 1, _DT[layout.DIR]) + b".\0\0\0\0\0\0\0",
+            head + dot(inode.parent or 1, 2, 2, _DT[layout.DIR]) + b"..\0\0\0\0\0\0",
+        ]
+        place = 2
+        for name, target, kind in self._directory(ref):
+            place += 1
+            number, mode, nlink, uid, gid, rdev, size, mtime = status(target)
+            if owner:
+                uid, gid = owner
+            long = len(name)
+            records.append(
+                pack(
+                    # fuse_entry_out
+                    fuse.ROOT_NODE if target == root else target + 2,
+                    *(0, _FOREVER, _FOREVER, 0, 0),
+                    # fuse_attr
+                    *(number, size, (size + 511) >> 9, mtime, mtime, mtime, 0, 0, 0),
+                    *(mode, nlink, uid, gid, rdev, unit, 0),
+                    # fuse_dirent
+                    *(number or 1, place, long, _DT[kind]),
+                )
+                + name
+                + _PADDING[-long & 7]
+            )
+        return records
 
     def _getxattr(self, node: int, request: memoryview) -> tuple[bytes, ...] | int:
         if not self.has_xattrs:
