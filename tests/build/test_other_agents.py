@@ -13,7 +13,7 @@ import pytest
 
 from pysingularity.build.bootstrap import AGENTS, MISSING, BootstrapRequest, agent
 from pysingularity.build.bootstrap.arch import configuration
-from pysingularity.build.bootstrap.program import find
+from pysingularity.build.bootstrap.program import VARIABLE, Program, find
 from pysingularity.build.bootstrap.yum import configuration as yum_configuration
 from pysingularity.errors import HostError, UserError
 
@@ -68,13 +68,11 @@ def busybox(tool) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rpms(tool, busybox: Path, tmp_path_factory) -> Path:
+def rpms(tool, busybox: Path, user_space: Path) -> Path:
     """A repository of two RPM packages."""
     rpmbuild, createrepo = tool("rpmbuild"), tool("createrepo_c")
-    base = tmp_path_factory.mktemp("rpm")
-    for parent in (base, *base.parents):
-        if parent.owner() == "root" and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o055)
+    base = user_space / "rpm"
+    base.mkdir()
     (base / "toy.spec").write_text(SPEC.replace("BUSYBOX", str(busybox)))
     macros = {"_topdir": base / "b", "_rpmdir": base / "repo", "__os_install_post": "%{nil}",
               "_build_id_links": "none", "_binaries_in_noarch_packages_terminate_build": "0"}  # fmt: skip
@@ -237,10 +235,79 @@ def request_for(tmp_path: Path, **header: str) -> BootstrapRequest:
     )  # fmt: skip
 
 
-def test_a_missing_program_is_named_with_its_package() -> None:
-    with pytest.raises(HostError, match="needs no-such-dnf or no-such-yum") as caught:
-        find("no-such-dnf", "no-such-yum", agent="yum", package="dnf")
+def test_a_missing_program_is_named_with_its_package(tmp_path: Path) -> None:
+    assert find("no-such-dnf", "no-such-yum") == ""
+    asked = request_for(tmp_path, bootstrap="yum")
+    asked.environ[VARIABLE] = "host"
+    with pytest.raises(HostError, match="Bootstrap: yum needs no-such-dnf or no-such-yum") as caught:
+        Program(asked, "no-such-dnf", "no-such-yum", package="dnf", image="docker://x")
     assert "install the package dnf" in caught.value.hint
+
+
+def test_a_container_that_cannot_be_had_is_told_with_its_reason(tmp_path: Path) -> None:
+    asked = request_for(tmp_path, bootstrap="zypper")
+    asked.environ[VARIABLE] = str(tmp_path / "gone.sif")
+    with pytest.raises(HostError, match=r"a container with it cannot be had either.*gone\.sif") as caught:
+        Program(asked, "zypper", package="zypper", image="docker://x")
+    assert VARIABLE in caught.value.hint
+
+
+FAKE = """#!/bin/busybox sh
+set -e
+for word in "$@"; do
+    case $word in
+        --installroot=*) root=${word#*=} ;;
+        -c) next=yes ;;
+        *) [ -z "$next" ] || config=$word; next= ;;
+    esac
+done
+/bin/busybox test "$(/bin/busybox id -u)" = 0
+/bin/busybox grep -q baseurl=file:// "$config"
+/bin/busybox mkdir -p "$root/bin" "$root/etc" "$root/var/toy"
+/bin/busybox cp /bin/busybox "$root/bin/"
+/bin/busybox ln -s busybox "$root/bin/sh"
+echo toy > "$root/etc/redhat-release"
+echo x > "$root/var/toy/file"
+echo "from the container" > "$root/var/toy/post"
+/bin/busybox chown 77:88 "$root/var/toy/file"
+/bin/busybox chmod 640 "$root/var/toy/file"
+/bin/busybox chroot "$root" /bin/busybox sh -c 'test -c /dev/null && test -e /proc/self/stat'
+"""
+
+
+@pytest.mark.rootless
+@pytest.mark.parametrize("kind", USERS)
+def test_a_program_that_the_host_lacks_runs_in_a_container(request, busybox: Path, kind: str) -> None:
+    user = request.getfixturevalue(kind)
+    user.write("tools/bin/busybox", busybox.read_bytes(), 0o755)
+    user.write("tools/usr/bin/yum", FAKE, 0o755)
+    user.write("tools/etc/hosts")
+    user.write("mirror/repodata")
+    recipe = f"Bootstrap: yum\nMirrorURL: {user.tmp}/mirror\n{POST}"
+    done, said = build(user, recipe, env={VARIABLE: "tools"})
+    assert done.returncode == 0, said
+    assert "-rw-r-----    1 77       88" in said
+    assert "from the container" in said
+    (user.tmp / "tools/usr/bin/yum").unlink()
+    done, said = build(user, recipe, env={VARIABLE: "tools"})
+    assert done.returncode == 255
+    assert "tools: has no dnf or yum" in said
+
+
+@pytest.mark.rootless
+@pytest.mark.network
+@pytest.mark.long
+@pytest.mark.parametrize("kind", USERS)
+@pytest.mark.parametrize("program", ["dnf", "zypper"])
+def test_a_small_debian_brings_the_program(request, rpms: Path, kind: str, program: str) -> None:
+    user = request.getfixturevalue(kind)
+    recipe = f"Bootstrap: {program}\nMirrorURL: {rpms}\nVerify: no\n{POST}"
+    for _ in ("made", "cached"):
+        done, said = build(user, recipe, env={VARIABLE: "debian"}, timeout=600)
+        assert done.returncode == 0, said
+        assert "-rw-r-----    1 77       88" in said
+        assert "post ran as 0" in said
+    assert "Preparing" not in said
 
 
 @pytest.mark.parametrize(

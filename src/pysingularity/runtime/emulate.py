@@ -31,6 +31,8 @@ from pysingularity.runtime.supervisor import GREETING, Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pysingularity.runtime.supervisor import Handler
 
 _SYNC = ("fsync", "fdatasync", "sync", "msync", "sync_file_range", "syncfs")
@@ -58,11 +60,12 @@ class Emulation:
         rules: the filter.
         way: how this process is root; its owners take the records.
         handlers: answers of the supervisor; none is started when there are none.
+        also: see `prepare`.
     """
 
-    def __init__(self, rules: list[Rule], way: Way, handlers: dict[str, Handler]) -> None:
+    def __init__(self, rules: list[Rule], way: Way, handlers: dict[str, Handler], also: Sequence[str] = ()) -> None:
         self._program = assemble(rules, seccomp.architectures())
-        self._way, self._handlers = way, handlers
+        self._way, self._handlers, self._also = way, handlers, also
         self._child: _socket.socket | None = None
         if handlers:
             self._start()
@@ -99,7 +102,7 @@ class Emulation:
         if not messages_:
             return  # the program was never started
         listener, root = array.array("i", messages_[0][2][:8])
-        supervisor = Supervisor(seccomp.Listener(listener), root, self._way.owners, self._handlers)
+        supervisor = Supervisor(seccomp.Listener(listener), root, self._way.owners, self._handlers, self._also)
         os.close(root)
         channel.sendall(b"x")
         channel.close()
@@ -158,7 +161,7 @@ def _sync_rules(throwaway: bool) -> list[Rule]:
     return [Rule(name, ERRNO) for name in _SYNC] if throwaway else []
 
 
-def prepare(way: Way, *, throwaway: bool = True) -> Emulation | None:
+def prepare(way: Way, *, throwaway: bool = True, also: Sequence[str] = ()) -> Emulation | None:
     """Return the emulation that a program of a build needs, or None. One is good for one program.
 
     Starts the supervisor at once: call it right before the program is started, and `finish` afterwards.
@@ -166,6 +169,7 @@ def prepare(way: Way, *, throwaway: bool = True) -> Emulation | None:
     Arguments:
         way: how this process is root (`runtime.rootless.become_root`).
         throwaway: the tree is of no use when the build breaks off, so nothing has to reach the disk in between.
+        also: paths of the container where other trees are bound whose owners are to be recorded as well.
 
     Raises:
         OSError: no process could be started.
@@ -175,7 +179,7 @@ def prepare(way: Way, *, throwaway: bool = True) -> Emulation | None:
         return None
     if way.name == SINGLE and way.emulation != BPF:
         handlers = {**answers_files.HANDLERS, **answers_ids.HANDLERS}
-        return Emulation(sync + _notify_rules(handlers), way, handlers)
+        return Emulation(sync + _notify_rules(handlers), way, handlers, also)
     if way.name == SINGLE:
         pretend = [Rule(one, ERRNO) for name in (*_CHOWN, *_SET_IDS) for one in _every_name(name)]
         pretend += [Rule(name, ERRNO, at, 0o170000, _DEVICES) for name, at in _TYPE_ARGUMENT.items()]
@@ -185,7 +189,7 @@ def prepare(way: Way, *, throwaway: bool = True) -> Emulation | None:
         rules = [Rule(name, NOTIFY, at, 0o170000, _DEVICES) for name, at in _TYPE_ARGUMENT.items()]
         rules.append(Rule("fchown", NOTIFY, 0, 0xFFFFFFFF, (GREETING,)))
         if seccomp.listener_possible():
-            return Emulation(sync + rules, way, nodes)
+            return Emulation(sync + rules, way, nodes, also)
         return Emulation(sync, way, {}) if sync else None
     return Emulation(sync, way, {}) if sync else None
 

@@ -33,7 +33,7 @@ from pysingularity.runtime.credentials import FIRST, Credentials
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     Handler = Callable[["Supervisor", "Question"], "int | None"]
 
@@ -94,10 +94,16 @@ class Supervisor:
         root: descriptor of the container's root folder.
         owners: keeps owners and devices.
         handlers: name of a call → its handler.
+        also: paths of the container where other trees are bound whose owners count as well.
     """
 
     def __init__(
-        self, listener: Listener, root: int, owners: RecordedOwners | RealOwners, handlers: dict[str, Handler]
+        self,
+        listener: Listener,
+        root: int,
+        owners: RecordedOwners | RealOwners,
+        handlers: dict[str, Handler],
+        also: Sequence[str] = (),
     ) -> None:
         self.listener, self.owners = listener, owners
         #: Owners of files that are not the image's (other mounts): consistent answers, nothing written to the disk.
@@ -119,7 +125,8 @@ class Supervisor:
         os.chdir("/proc")
         os.chroot(f"self/fd/{root}")
         raw = statx("/", mask=BASIC | MNT_ID)
-        self._root, self._image_mount = self._mount_key(raw), mount_id(raw)
+        self._root = self._mount_key(raw)
+        self._image_mounts = {mount_id(raw), *(mount_id(statx(path, mask=BASIC | MNT_ID)) for path in also)}
         self._image_device = os.stat("/").st_dev
         self._mounts = 0
 
@@ -264,7 +271,7 @@ class Supervisor:
     def in_image(self, question: Question, name: str, device: int) -> bool:
         """Say whether a file lies in the image, and not on something that was mounted over it."""
         raw = statx(name, mask=BASIC | MNT_ID)
-        if mount_id(raw) == self._image_mount:
+        if mount_id(raw) in self._image_mounts:
             return True
         if device != self._image_device:
             return False

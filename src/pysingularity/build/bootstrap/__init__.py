@@ -56,6 +56,17 @@ AGENTS: dict[str, str] = {
     "https": "tarball",
     "tarball": "tarball",
 }
+#: Agents that start no program of the new root.
+RUN_NOTHING = frozenset(
+    (
+        *(word for word, module in AGENTS.items() if module == "remote"),
+        "localimage",
+        "scratch",
+        "http",
+        "https",
+        "tarball",
+    )
+)
 #: Agents that other implementations have and this one has not.
 MISSING: dict[str, str] = {
     "buildkit": "buildkit",

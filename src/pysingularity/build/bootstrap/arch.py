@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bootstrap: arch — Arch Linux and its kin, with the host's pacman.
+"""Bootstrap: arch — Arch Linux and its kin, with the host's pacman, or one in a container.
 
 Keywords: MirrorURL (a mirror; $repo/os/$arch is added unless it is there) or ConfURL (a whole pacman.conf), Include,
 Components (repositories of the mirror, core and extra), Verify (no: goes without signatures; else pacman's own
@@ -23,11 +23,11 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
     """Fill the root with the group base and Include.
 
     Raises:
-        HostError: pacman is not on the host.
+        HostError: pacman cannot be had.
         UserError: the recipe or the mirror is at fault.
     """
-    tool = program.find("pacman", agent="arch", package="pacman-package-manager (Debian) or pacman")
     url, text = configuration(request)
+    tool = program.Program(request, "pacman", package="pacman-package-manager", image="docker://archlinux:latest")
     config = os.path.join(request.tmp, "pacman.conf")
     with open(config, "w", encoding="utf-8") as file:
         file.write(text)
@@ -36,9 +36,9 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
     cache = os.path.join(request.cache, "arch")
     os.makedirs(cache, exist_ok=True)
     include = program.words(request.header.get("include", ""))
-    argv = [tool, "--root", request.root, "--config", config, "--cachedir", cache, "--noconfirm", "--noprogressbar"]
+    argv = ["--root", request.root, "--config", config, "--cachedir", cache, "--noconfirm", "--noprogressbar"]
     argv += ["--hookdir", os.path.join(request.root, "etc/pacman.d/hooks"), "-Sy", *BASE, *include]
-    program.run(request, argv, f"installing {len(include)} packages and the base with pacman")
+    tool.run(argv, f"installing {len(include)} packages and the base with pacman")
     program.remove(request, "var/log/pacman.log", "var/lib/pacman/sync")
     return BootstrapResult(source=url)
 

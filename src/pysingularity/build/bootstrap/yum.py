@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bootstrap: yum, dnf — distributions of RPM packages, with the host's dnf or yum.
+"""Bootstrap: yum, dnf — distributions of RPM packages, with the host's dnf or yum, or one in a container.
 
 Keywords: MirrorURL and UpdateURL (%{OSVERSION} in them is replaced), OSVersion, Include (packages besides the smallest
 system), Setopt (further options of the configuration, KEY=VALUE), Keyring (a file with the keys of the packages; the
@@ -23,14 +23,12 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
     """Fill the root with coreutils, what they need, and Include.
 
     Raises:
-        HostError: neither dnf nor yum is on the host.
+        HostError: neither dnf nor yum can be had.
         UserError: the recipe or the mirror is at fault.
     """
-    agent = request.header.get("bootstrap", "yum")
-    tool = program.find("dnf", "yum", agent=agent, package="dnf")
     url = _url(request, "MirrorURL")
-    home = os.path.join(request.tmp, "home")
-    os.makedirs(home, exist_ok=True)
+    tool = program.Program(request, "dnf", "yum", package="dnf", image="docker://almalinux:9")
+    home = tool.home()
     # Debian's rpm keeps its database below the home folder, which no other distribution would find.
     with open(os.path.join(home, ".rpmmacros"), "w", encoding="utf-8") as file:
         file.write("%_dbpath /var/lib/rpm\n")
@@ -39,15 +37,13 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
     config = os.path.join(request.tmp, "dnf.conf")
     with open(config, "w", encoding="utf-8") as file:
         file.write(configuration(request, url, folder))
-    argv = [tool, "-c", config, f"--installroot={request.root}", "-y"]
+    argv = ["-c", config, f"--installroot={request.root}", "-y"]
     version = request.header.get("osversion", "").strip()
     if version:
         argv.append(f"--releasever={version}")
     argv += [f"--setopt={word}" for word in program.words(request.header.get("setopt", ""))]
     include = program.words(request.header.get("include", ""))
-    program.run(
-        request, [*argv, "install", *BASE, *include], f"installing {len(include)} packages and the base with dnf"
-    )
+    tool.run([*argv, "install", *BASE, *include], f"installing {len(include)} packages and the base with dnf")
     program.remove(request, "var/cache/dnf", "var/cache/yum", "var/log/dnf.log", "var/log/dnf.librepo.log",
                    "var/log/dnf.rpm.log", "var/log/hawkey.log")  # fmt: skip
     return BootstrapResult(source=url)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bootstrap: zypper — openSUSE and its kin, with the host's zypper.
+"""Bootstrap: zypper — openSUSE and its kin, with the host's zypper, or one in a container.
 
 Keywords: MirrorURL, UpdateURL, OtherURL0 … (%{OSVERSION} in them is replaced), OSVersion, Include, Verify (no: goes
 without signatures). Registration of SUSE's commercial products is not done here.
@@ -22,7 +22,7 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
     """Fill the root with aaa_base, what it needs, and Include.
 
     Raises:
-        HostError: zypper is not on the host.
+        HostError: zypper cannot be had.
         UserError: the recipe or the mirror is at fault.
     """
     for keyword in _REGISTERED:
@@ -32,18 +32,18 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
                 f"{keyword.capitalize()}: registered SUSE products cannot be installed by this agent",
                 hint="give MirrorURL, or start from SUSE's own image with Bootstrap: docker",
             )
-    tool = program.find("zypper", agent="zypper", package="zypper")
     others = sorted(key for key in request.header if re.fullmatch(r"otherurl[0-9]+", key))
     names = ["MirrorURL", *(["UpdateURL"] if request.header.get("updateurl", "").strip() else []), *others]
     check = program.verify(request)
-    base = [tool, "--root", request.root, "--non-interactive", *([] if check else ["--no-gpg-checks"])]
-    for number, name in enumerate(names):
-        url = _url(request, name)
+    urls = [_url(request, name) for name in names]
+    tool = program.Program(request, "zypper", package="zypper", image="docker://opensuse/leap:15")
+    base = ["--root", request.root, "--non-interactive", *([] if check else ["--no-gpg-checks"])]
+    for number, url in enumerate(urls):
         argv = [*base, "addrepo", *(["--gpgcheck"] if check else ["--no-gpgcheck"]), url, f"repo-{number}"]
-        program.run(request, argv, f"adding {url}")
-    program.run(request, [*base, *(["--gpg-auto-import-keys"] if check else []), "refresh"], "reading repositories")
+        tool.run(argv, f"adding {url}")
+    tool.run([*base, *(["--gpg-auto-import-keys"] if check else []), "refresh"], "reading repositories")
     include = program.words(request.header.get("include", ""))
     argv = [*base, "install", "--no-recommends", "--auto-agree-with-licenses", *BASE, *include]
-    program.run(request, argv, f"installing {len(include)} packages and the base with zypper")
+    tool.run(argv, f"installing {len(include)} packages and the base with zypper")
     program.remove(request, "var/cache/zypp", "var/log/zypper.log", "var/log/zypp")
-    return BootstrapResult(source=_url(request, "MirrorURL"))
+    return BootstrapResult(source=urls[0])
