@@ -97,6 +97,51 @@ def test_options_without_an_implementation_say_so(here, capfd):
     assert "encrypted images" in capfd.readouterr().err
 
 
+def entry(folder, name: str, magic: str, flags: str, mask: str = "", first: str = "enabled") -> None:
+    lines = [first, f"interpreter /usr/bin/{name}", f"flags: {flags}", "offset 0", f"magic {magic}"]
+    (folder / name).write_text("\n".join([*lines, *([f"mask {mask}"] if mask else []), ""]))
+
+
+ARM64 = "7f454c460201010000000000000000000200b700"
+MASK = "ffffffffffffff00fffffffffffffffffeffffff"
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([], "no emulator is registered"),
+        ([("x", ARM64, "F", MASK, "disabled")], "no emulator is registered"),
+        ([("x", ARM64.replace("b700", "f300"), "F", MASK)], "no emulator is registered"),
+        ([("x", ARM64, "OC", MASK)], "without the flag F"),
+        ([("y", ARM64, "F", MASK[:-2]), ("z", "rubbish", "F"), ("x", ARM64, "PF", MASK)], ""),
+        (None, "is not mounted"),
+    ],
+)
+def test_another_architecture_needs_an_emulator(here, monkeypatch, entries, words):
+    from pysingularity.build import foreign
+
+    folder = here / "binfmt"
+    monkeypatch.setattr(foreign, "FOLDER", str(folder))
+    monkeypatch.setattr(foreign.emulator, "__defaults__", (str(folder),))
+    monkeypatch.setattr(build.os, "uname", lambda: type("Name", (), {"machine": "x86_64"}))
+    if entries is not None:
+        folder.mkdir()
+        (folder / "status").write_text("enabled\n")
+        for one in entries:
+            entry(folder, *one)
+    for text in ("Bootstrap: scratch\n%post\n true\n", "Bootstrap: debootstrap\n", "Bootstrap: busybox\n"):
+        (here / "a.def").write_text(text)
+        if not words:
+            assert asked("--arch", "aarch64", "x.sif", "a.def").arch == "arm64"
+            continue
+        with pytest.raises(UserError, match=words):
+            asked("--arch", "arm64", "x.sif", "a.def")
+    assert asked("--arch", "arm64", "x.sif", "x.def").arch == "arm64"  # nothing runs
+    assert asked("--arch", "386", "x.sif", "a.def").arch == "386"  # the processor does it
+    with pytest.raises(UserError, match="no such architecture"):
+        asked("--arch", "pdp11", "x.sif", "a.def")
+
+
 def test_plan_is_printed_and_nothing_is_done(here, capfd):
     assert main(["build", "--plan", "x.sif", "x.def"]) == 0
     lines = capfd.readouterr().out.splitlines()

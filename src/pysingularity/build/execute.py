@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pysingularity import events
-from pysingularity.build import bootstrap, container, plan, space, worker
+from pysingularity.build import bootstrap, container, foreign, plan, space, worker
 from pysingularity.build.finish import Finish
 from pysingularity.build.frame import become
 from pysingularity.build.plan import Plan, Step
@@ -129,7 +129,7 @@ class Builder(Finish):
             tmp=tmp,
             progress=self._progress(),
             run=run,
-            arch=request.arch,
+            arch=foreign.DEBIAN.get(request.arch, request.arch),
             options=request.options,
             environ=request.environ,
             directory=request.directory,
@@ -204,8 +204,7 @@ class Builder(Finish):
         finally:
             container.clear_scratch(root, before)
         self._check(status, step, "post")
-        with open(inside.outside("labels"), encoding="utf-8", errors="surrogateescape") as stream:
-            self.post_labels += stream.read(1 << 20)
+        self.post_labels += inside.read("labels")
         with FolderSource(root) as source:
             text = source.read(metadata.POST_ENVIRONMENT)
         if text is not None:
