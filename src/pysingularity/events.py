@@ -10,7 +10,7 @@ An event is a kind and a few plain fields, and one line of JSON in `--json` stre
     message   level, text                              INFO and WARNING lines
     end       step, status, seconds                    status: done, cached, failed
     result    path, size, seconds, bases=[{uri, digest}]   the work is finished; what was fetched to begin with
-    failed    id, message, hint                        the work is given up
+    failed    id, message, hint, log                   the work is given up; `log` is a file with all output, or ""
 
 Every event has `event` and `time` (seconds since 1970). Fields may be added; readers ignore what they do not know.
 """

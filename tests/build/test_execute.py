@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from traces import leftovers, nap, sleeping
+
 pytestmark = pytest.mark.rootless
 
 RECIPE = """\
@@ -77,15 +79,6 @@ def prepare(user, base, text: str = RECIPE) -> None:
     user.write("a.txt", "a")
     user.write("b.txt", "b")
     user.write("x.def", text.format(base=base))
-
-
-def leftovers(user) -> list[str]:
-    """Return temporary folders, partial results and processes that a build left."""
-    found = [str(path) for path in (user.tmp / "scratch").glob("singularity-build-*")]
-    found += [str(path) for path in user.tmp.glob(".*.partial")]
-    listing = subprocess.run(["ps", "-u", str(user.uid), "-o", "pid=,stat=,args="], capture_output=True, text=True)
-    found += [line for line in listing.stdout.splitlines() if "singularity" in line and " Z" not in line]
-    return found
 
 
 def build(user, *words, env=None, **options):
@@ -285,8 +278,8 @@ def test_target_is_checked_before_any_work(as_user, base):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("kind", ["sandbox", "file"])
 def test_interrupted_build_leaves_nothing(user, base, number, kind):
-    text = "Bootstrap: localimage\nFrom: {base}\n%post\n  touch /opt/begun\n  sleep 98765 &\n  sleep 98766\n"
-    prepare(user, base, text)
+    text = "Bootstrap: localimage\nFrom: {base}\n%post\n  touch /opt/begun\n  sleep 98765 &\n  sleep SLEEP\n"
+    prepare(user, base, text.replace("SLEEP", nap(user)))
     (user.tmp / "scratch").mkdir()
     user.own(user.tmp / "scratch")
     environ = {**user.environ, "SINGULARITY_TMPDIR": str(user.tmp / "scratch")}
@@ -307,16 +300,10 @@ def test_interrupted_build_leaves_nothing(user, base, number, kind):
     assert not (user.tmp / "box").exists() and not (user.tmp / "x.sif").exists()
 
 
-def sleeping(user) -> list[str]:
-    """Return the lines of ps about the sleepers of this test."""
-    listing = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True).stdout
-    return [line for line in listing.splitlines() if "sleep 98766" in line and "sh -" not in line]
-
-
 def test_what_two_killed_processes_left_is_removed_by_the_next_build(as_subuid_user, base):
     user = as_subuid_user
-    text = "Bootstrap: localimage\nFrom: {base}\n%post\n  touch /opt/x\n  chown 5:5 /opt/x\n  sleep 98766\n"
-    prepare(user, base, text)
+    text = "Bootstrap: localimage\nFrom: {base}\n%post\n  touch /opt/x\n  chown 5:5 /opt/x\n  sleep SLEEP\n"
+    prepare(user, base, text.replace("SLEEP", nap(user)))
     (user.tmp / "scratch").mkdir()
     user.own(user.tmp / "scratch")
     environ = {**user.environ, "SINGULARITY_TMPDIR": str(user.tmp / "scratch")}

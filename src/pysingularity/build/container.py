@@ -33,6 +33,8 @@ PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 #: Sources the image's environment before the program: what an image sets holds for its build as well. Written so that a
 #: script that fails or uses an unset variable does not end the build.
 WITH_ENVIRONMENT = 'for one in /.singularity.d/env/*.sh; do if [ -f "$one" ]; then . "$one"; fi; done; exec "$@"'
+#: Bound of /dev/shm in MiB.
+SHARED_MEMORY = 1024
 #: Folders whose content belongs to the build, not to the image.
 SCRATCH = ("/tmp", "/var/tmp")
 
@@ -49,6 +51,7 @@ class BuildContainer:
         ca_bundle: see `trust.find`.
         output: descriptor for what programs print; None leaves this process's own.
         nv: bring the GPU's libraries in.
+        roots: places of binds that are root file systems too: what programs do to owners there is recorded.
     """
 
     def __init__(
@@ -62,9 +65,11 @@ class BuildContainer:
         ca_bundle: str = "auto",
         output: int | None = None,
         nv: bool = False,
+        roots: Sequence[str] = (),
     ) -> None:
         self.root, self._way, self._support, self._environ = root, way, support, environ
         self._binds, self._ca_bundle, self._output, self._nv = list(binds), ca_bundle, output, nv
+        self._roots = roots
 
     def run(
         self,
@@ -114,7 +119,7 @@ class BuildContainer:
                 spec.env = {**clean, **self._settings(), **(env or {})}
             if not network:
                 spec.namespaces, spec.loopback = spec.namespaces | NEWNET, True
-            emulation = emulate.prepare(self._way)
+            emulation = emulate.prepare(self._way, also=self._roots)
             spec.emulate_root = emulation if identity is None else _both(emulation, identity)
             try:
                 status = run(spec, stdin=nothing if stdin is None else stdin, stdout=target, stderr=target)
@@ -138,6 +143,19 @@ class BuildContainer:
     def outside(self, name: str) -> str:
         """Return the host's path of a file in the private folder."""
         return os.path.join(self._support, name)
+
+    def read(self, name: str, limit: int = 1 << 20) -> str:
+        """Return what a program wrote into a file of the private folder, "" when there is no plain file any more."""
+        try:
+            # Whatever the program put in its place: a link must not show us a file of the host, a pipe not stop us.
+            fd = os.open(self.outside(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return ""
+        try:
+            plain = stat.S_ISREG(os.fstat(fd).st_mode)
+            return os.read(fd, limit).decode("utf-8", "surrogateescape") if plain else ""
+        finally:
+            os.close(fd)
 
     def tidy(self) -> None:
         """Take the place of the private folder out of the root file system."""
@@ -189,6 +207,7 @@ class BuildContainer:
             no_new_privs=False,
             squash_owners=False,
             keep_descriptors=(),
+            session_size=SHARED_MEMORY,
             name=os.path.basename(self.root),
         )
 
@@ -220,8 +239,9 @@ class BuildContainer:
     def _mounts(self, binds: Sequence[str], writable: bool) -> list[launch.Mount]:
         mounts = [
             launch.Mount(launch.PROC, "/proc"),
-            launch.Mount(launch.BIND, "/sys", source="/sys"),
-            launch.Mount(launch.BIND, "/dev", source="/dev", trusted=True),
+            # A %post that writes or removes whatever it finds must not reach the host's devices, even as real root.
+            launch.Mount(launch.BIND, "/sys", source="/sys", readonly=True),
+            launch.Mount(launch.DEV, "/dev"),
             launch.Mount(launch.BIND, PRIVATE, source=self._support, required=True),
         ]
         for name in ("/etc/resolv.conf", "/etc/hosts"):
@@ -297,7 +317,8 @@ def gpu_mounts() -> list[launch.Mount]:
         launch.Mount(launch.BIND, f"/.singularity.d/libs/{name}", source=path, readonly=True)
         for name, path in found.libraries
     ]
-    return libraries + [launch.Mount(launch.BIND, path, source=path, readonly=True) for path, _ in found.files]
+    nodes = [launch.Mount(launch.BIND, path, source=path, trusted=True) for path in found.devices]
+    return nodes + libraries + [launch.Mount(launch.BIND, path, source=path, readonly=True) for path, _ in found.files]
 
 
 def scratch_names(root: str) -> dict[str, set[str]]:

@@ -153,13 +153,13 @@ class Frame:
     def _do(self, step: Step) -> None:
         self.step = step
         begun = time.monotonic()
-        self.tell(events.Event("start", {"step": step.number, "kind": step.kind, "title": step.title}))
 
         def end(status: str) -> None:
             took = round(time.monotonic() - begun, 3)
             self.tell(events.Event("end", {"step": step.number, "status": status, "seconds": took}))
 
         try:
+            self.tell(events.Event("start", {"step": step.number, "kind": step.kind, "title": step.title}))
             if step.stage in self.unneeded:
                 status = "cached"
             elif step.number <= self.spared[step.stage]:

@@ -53,7 +53,7 @@ def carry_out(work: Callable[[Channel], None], listen: events.Listener, clean: C
 
     Arguments:
         work: what to do; gets the channel. Runs in the child.
-        listen: gets every event, and the output of programs as `log` events.
+        listen: gets every event but `failed`, and the output of programs as `log` events.
         clean: removes what a killed worker left; called in a child that may become root, only when needed.
 
     Raises:
@@ -164,7 +164,8 @@ def _follow(events_r: int, output_r: int, answer_w: int, listen: events.Listener
                     step = event.number("step")
                 if event.kind in ("result", "failed"):
                     last = event
-                listen(event)
+                if event.kind != "failed":  # the caller gets it as an exception, and tells it once
+                    listen(event)
                 if awaited:
                     try:
                         os.write(answer_w, b"\n")

@@ -11,6 +11,7 @@ from pysingularity.errors import ImageError, UsageError, UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pysingularity.build.log import Log
     from pysingularity.build.plan import Plan
     from pysingularity.build.request import BuildRequest, DockerBuild, Writer
     from pysingularity.recipe.model import Recipe
@@ -129,24 +130,41 @@ def run(arguments: Arguments, environ: dict[str, str]) -> int:
         return 0
     from pysingularity import terminal
     from pysingularity.build.execute import build
+    from pysingularity.build.log import Log
+    from pysingularity.build.worker import failure
     from pysingularity.errors import SingularityError
     from pysingularity.events import Event
     from pysingularity.image.output import Terminated
 
-    listen = terminal.listener(as_json=bool(arguments.json))
+    log = Log(environ, asked.target, terminal.listener(as_json=bool(arguments.json)))
     try:
-        build(asked, steps, listen)
+        build(asked, steps, log)
     except SingularityError as error:
-        if arguments.json:
-            listen(Event("failed", {"id": error.id, "message": str(error), "hint": error.hint}))
+        log(
+            Event(
+                "failed",
+                {**failure(error).fields, "message": str(error).partition("\n    hint: ")[0], "log": log.useful()},
+            )
+        )
+        _tell_log(log)
         raise
     except Terminated as stopped:
         from signal import Signals
 
         name = Signals(stopped.number).name
-        messages.fatal(f"stopped by {name}; nothing was written\n    hint: give the same command to start again")
+        text = f"stopped by {name}; nothing was written"
+        log(Event("failed", {"id": "stopped", "message": text, "hint": "", "log": log.useful()}))
+        _tell_log(log)
+        messages.fatal(f"{text}\n    hint: give the same command to start again")
         return 255
+    log.drop()
     return 0
+
+
+def _tell_log(log: Log) -> None:
+    path = log.keep()
+    if path:
+        messages.info(f"the whole log is kept in {path}")
 
 
 def _print_plan(asked: BuildRequest, steps: Plan, *, as_json: bool) -> None:
@@ -189,7 +207,7 @@ def request(arguments: Arguments, environ: dict[str, str]) -> BuildRequest:
     if docker is not None and (update or _sections(arguments.section) not in ([], ["all"])):
         raise UserError("dockerfile-option", f"{spec}: --update and --section are for definition files")
     if arch != own and kind == RECIPE:
-        _check_arch(arch, recipe)
+        _check_arch(arch, own, recipe)
     options: dict[str, object] = {}
     for name in ("no-verify", "no-https", "disable-cache", "force"):
         if getattr(arguments, name.replace("-", "_")):
@@ -365,18 +383,20 @@ def read_recipe(text: bytes, path: str, arguments: Arguments) -> Recipe:
     return recipe
 
 
-def _check_arch(arch: str, recipe: Recipe | None) -> None:
-    """Refuse to run programs of an architecture that neither the processor nor an emulator understands."""
-    machine = {"amd64": "x86_64", "arm64": "aarch64", "386": "i386"}.get(arch, arch)
-    if os.path.exists(f"/proc/sys/fs/binfmt_misc/qemu-{machine}"):
-        return
-    runs = any(stage.has(name) for stage in (recipe.stages if recipe else []) for name in ("post", "test"))
-    if runs or any(stage.agent == "debootstrap" for stage in (recipe.stages if recipe else [])):
-        raise UserError(
-            "foreign-architecture",
-            f"--arch {arch}: programs of that architecture cannot run on this machine",
-            hint="administrator: install and register qemu-user-static",
-        )
+def _check_arch(arch: str, own: str, recipe: Recipe | None) -> None:
+    """Refuse to run programs of an architecture that neither the processor nor an emulator understands.
+
+    Raises:
+        UserError: says what is missing.
+    """
+    from pysingularity.build import foreign
+    from pysingularity.build.bootstrap import RUN_NOTHING
+
+    for stage in recipe.stages if recipe else []:
+        scripts = any(section.name in ("post", "test", "appinstall") for section in stage.sections)
+        if scripts or stage.agent not in RUN_NOTHING:
+            foreign.check(arch, own)
+            return
 
 
 def _writer(arguments: Arguments) -> Writer:

@@ -134,6 +134,7 @@ class OutputFile:
 
     def __init__(self, path: str, *, force: bool = False, mode: int = IMAGE_MODE) -> None:
         self.path, self.mode, self.fd = path, mode, -1
+        self._force = force
         self._partial: str | None = None
         check_target(path, force=force)
 
@@ -155,7 +156,11 @@ class OutputFile:
         return self
 
     def publish(self) -> None:
-        """Make the file durable and put it in place of the target."""
+        """Make the file durable and put it in place of the target.
+
+        Raises:
+            UserError: somebody else has made the target meanwhile, and it may not be replaced.
+        """
         os.fchmod(self.fd, self.mode)
         os.fsync(self.fd)
         if self._partial is None:
@@ -166,7 +171,8 @@ class OutputFile:
                 os.link(f"/proc/self/fd/{self.fd}", os.path.basename(self._partial), dst_dir_fd=place)
             finally:
                 os.close(place)
-        os.rename(self._partial, self.path)
+        if self._force or not _linked(self._partial, self.path):
+            os.rename(self._partial, self.path)
         self._partial = None
         sync_folder(os.path.dirname(self.path) or ".")
 
@@ -195,6 +201,7 @@ class OutputFolder:
 
     def __init__(self, path: str, *, force: bool = False) -> None:
         self.path = path.rstrip("/") or "/"
+        self._force = force
         self.partial = ""
         self._fd = -1
         check_target(self.path, force=force, folder=True)
@@ -211,8 +218,14 @@ class OutputFolder:
         return self
 
     def publish(self) -> None:
-        """Put the folder in place of the target; what stood there is removed afterwards."""
+        """Put the folder in place of the target; what stood there is removed afterwards.
+
+        Raises:
+            UserError: somebody else has made the target meanwhile, and it may not be replaced.
+        """
         old = None
+        if not self._force and os.path.lexists(self.path):
+            raise _made_meanwhile(self.path)
         if os.path.lexists(self.path):
             old = partial_name(self.path)
             os.rename(self.path, old)
@@ -237,6 +250,34 @@ class OutputFolder:
             remove_tree(self.partial)
         if isinstance(value, OSError) and value.errno in FULL:
             raise no_room(self.path) from None
+
+
+def _linked(partial: str, path: str) -> bool:
+    """Give a finished file its name, unless that is taken; return False where the file system has no hard links.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise _made_meanwhile(path) from None
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        if os.path.lexists(path):
+            raise _made_meanwhile(path) from None
+        return False
+    os.unlink(partial)
+    return True
+
+
+def _made_meanwhile(path: str) -> UserError:
+    return UserError(
+        "target-exists",
+        f"{path}: exists already: it was made while this was worked on",
+        hint="use --force to replace it",
+    )
 
 
 def partial_name(path: str) -> str:
