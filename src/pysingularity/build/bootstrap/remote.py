@@ -48,9 +48,10 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
 
 
 def options_of(header: Mapping[str, str], options: Mapping[str, object]) -> dict[str, object]:
-    """Return the options of a fetch: the header of a Dockerfile's stage may ask for another architecture."""
+    """Return the options of a fetch: a header may name its library, that of a Dockerfile's stage an architecture."""
     arch = header.get("platform", "").rpartition("linux/")[2]
-    return {**options, "arch": arch} if arch else dict(options)
+    library = header.get("library", "").strip()
+    return {**options, **({"arch": arch} if arch else {}), **({"library": library} if library else {})}
 
 
 def fetch_text(
