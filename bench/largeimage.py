@@ -14,6 +14,8 @@ Needs mmdebstrap, umoci, skopeo, docker-registry, and pip with an index in reach
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import shutil
 import socket
@@ -184,20 +186,37 @@ def make(folder: Path, parts: tuple[str, ...] = ("base", "libraries", "torch", "
             print(f"adding layer {name} to {tag}", file=sys.stderr, flush=True)
             call("umoci", "raw", "add-layer", "--image", f"{folder}/layout.new:{tag}", folder / f"{name}.tar")
         done[layers] = tag
-    call(
-        *(
-            "skopeo",
-            "copy",
-            "-q",
-            "--dest-compress-format",
-            "zstd",
-            "--dest-compress-level",
-            "3",
-            "--dest-decompress=false",
-        ),
-        *("--insecure-policy", f"oci:{folder}/layout.new:large", f"oci:{folder}/layout.new:zstd"),
-    )
+    with_zstd(folder / "layout.new")
+    call("chmod", "-R", "a+rX", folder / "layout.new")
     (folder / "layout.new").rename(layout)
+
+
+def with_zstd(layout: Path) -> None:
+    """Add the tag `zstd` to a layout: the layers of `large`, compressed by zstd(1)."""
+
+    def put(path: Path) -> dict[str, object]:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+        path.rename(blobs / digest)
+        return {"digest": f"sha256:{digest}", "size": size}
+
+    blobs, new = layout / "blobs/sha256", layout / "new"
+    index = json.loads((layout / "index.json").read_text())
+    name = "org.opencontainers.image.ref.name"
+    entry = next(one for one in index["manifests"] if one["annotations"][name] == "large")
+    manifest = json.loads((blobs / entry["digest"][7:]).read_text())
+    for number, layer in enumerate(manifest["layers"]):
+        with (blobs / layer["digest"][7:]).open("rb") as source, new.open("wb") as target:
+            gunzip = subprocess.Popen(["gzip", "-dc"], stdin=source, stdout=subprocess.PIPE)
+            subprocess.run(["zstd", "-q", "-3", "-c"], stdin=gunzip.stdout, stdout=target, check=True)
+            gunzip.wait()
+        media = "application/vnd.oci.image.layer.v1.tar+zstd"
+        manifest["layers"][number] = {"mediaType": media, **put(new)}
+    new.write_text(json.dumps(manifest))
+    media = "application/vnd.oci.image.manifest.v1+json"
+    index["manifests"].append({"mediaType": media, **put(new), "annotations": {name: "zstd"}})
+    (layout / "index.json").write_text(json.dumps(index))
 
 
 def serve(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
