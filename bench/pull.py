@@ -172,14 +172,15 @@ class Bench:
     def environ(self, folder: Path) -> dict[str, str]:
         """Return variables that keep everything in a folder."""
         names = ("SINGULARITY_CACHEDIR", "APPTAINER_CACHEDIR", "APPTAINER_TMPDIR", "SINGULARITY_TMPDIR")
-        return {**os.environ, **dict.fromkeys(names, str(folder)), "AS_UID": "1000", "HOME": str(folder)}
+        return {**os.environ, **dict.fromkeys(names, str(folder)), "AS_UID": "1000"}
 
     def run(
         self, words: list[str], folder: Path, target: str = "", name: str = "", *, tool: str = "ours"
     ) -> dict[str, float]:
         """Run a command of a tool and print what it cost."""
         argv = [self.ours, *words] if tool == "ours" else [*self.other, *words]
-        cost = measure(argv, self.environ(folder), self.who if tool == "ours" else {})
+        home = {"HOME": str(folder)} if tool == "ours" and self.who else {}
+        cost = measure(argv, {**self.environ(folder), **home}, self.who if tool == "ours" else {})
         if name:
             row(name, cost, target)
         return cost

@@ -14,7 +14,7 @@ import pytest
 
 from pysingularity import cache as module
 from pysingularity.cache import Cache, Lock, cache_folder, hand_out, size_of, temporary_folder
-from pysingularity.errors import HostError, UserError
+from pysingularity.errors import UserError
 
 
 @pytest.fixture
@@ -37,11 +37,13 @@ def test_folder_comes_from_the_environment_or_the_home():
     assert cache_folder({"HOME": "/h"}) == "/h/.singularity/cache"
 
 
-def test_temporary_folder_that_is_named_must_exist(tmp_path):
+def test_temporary_folder_is_the_one_asked_for_or_the_schedulers(tmp_path):
     assert temporary_folder({"SINGULARITY_TMPDIR": str(tmp_path), "TMPDIR": "/nosuch"}) == str(tmp_path)
-    with pytest.raises(HostError, match="TMPDIR=/nosuch"):
-        temporary_folder({"TMPDIR": "/nosuch"})
-    assert temporary_folder({"SLURM_TMPDIR": str(tmp_path)}) == str(tmp_path)
+    with pytest.raises(UserError, match="SINGULARITY_TMPDIR=/nosuch"):
+        temporary_folder({"SINGULARITY_TMPDIR": "/nosuch", "TMPDIR": str(tmp_path)})
+    assert temporary_folder({"SLURM_TMPDIR": str(tmp_path), "TMPDIR": "/var"}) == str(tmp_path)
+    assert temporary_folder({"SLURM_TMPDIR": "/nosuch", "TMPDIR": str(tmp_path)}) == str(tmp_path)
+    assert temporary_folder({"TMPDIR": "/nosuch"}) in ("/tmp", "/var/tmp")
 
 
 @pytest.mark.parametrize(

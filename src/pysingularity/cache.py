@@ -26,7 +26,7 @@ import stat
 import time
 
 from pysingularity import messages
-from pysingularity.errors import HostError, UserError
+from pysingularity.errors import UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,21 +64,51 @@ def _home(environ: Mapping[str, str]) -> str:
 
 
 def temporary_folder(environ: Mapping[str, str]) -> str:
-    """Return where temporary files go: SINGULARITY_TMPDIR, TMPDIR, SLURM_TMPDIR, /tmp.
+    """Return the absolute path of the folder for temporary files.
+
+    SINGULARITY_TMPDIR when that is set (it has to exist), else the scheduler's scratch (SLURM_TMPDIR), else TMPDIR,
+    else /tmp; a /tmp that lives in memory is never filled silently: then it is /var/tmp.
 
     Raises:
-        HostError: a folder that was asked for does not exist or may not be written.
+        UserError: the folder that was asked for is missing or may not be written.
     """
-    for name in ("SINGULARITY_TMPDIR", "APPTAINER_TMPDIR", "TMPDIR", "SLURM_TMPDIR"):
-        folder = environ.get(name)
-        if not folder:
-            continue
-        if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
-            return os.path.abspath(folder)
-        raise HostError(
-            "no-tmpdir", f"{name}={folder}: no folder that can be written", hint=f"make it, or unset {name}"
-        )
-    return "/tmp"
+    for name in ("SINGULARITY_TMPDIR", "APPTAINER_TMPDIR"):
+        path = environ.get(name, "")
+        if path:
+            if not _usable(path):
+                raise UserError(
+                    "no-tmpdir",
+                    f"{name}={path}: is no folder that you may write to",
+                    hint=f"make it (mkdir -p {path}) or unset {name}",
+                )
+            return os.path.abspath(path)
+    for name in ("SLURM_TMPDIR", "TMPDIR"):
+        path = environ.get(name, "")
+        if path and _usable(path):
+            return os.path.abspath(path)
+    for path in ("/var/tmp", "/tmp") if _in_memory("/tmp") else ("/tmp", "/var/tmp"):
+        if _usable(path):
+            return path
+    raise UserError("no-tmpdir", "there is no folder for temporary files", hint="set SINGULARITY_TMPDIR to one")
+
+
+def _usable(path: str) -> bool:
+    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+
+
+def _in_memory(path: str) -> bool:
+    """Return whether a folder lies on a tmpfs (by the mount table; the longest mount point wins)."""
+    best, kind = "", ""
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
+            for line in stream:
+                fields = line.split(" ")
+                point = fields[1]
+                if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+                    best, kind = point, fields[2]
+    except OSError:
+        return False
+    return kind in ("tmpfs", "ramfs")
 
 
 def size_of(text: str) -> int:

@@ -22,7 +22,7 @@ from pysingularity.build.frame import become
 from pysingularity.build.plan import Plan, Step
 from pysingularity.build.request import BuildRequest
 from pysingularity.build.sections import app_entries
-from pysingularity.cache import cache_folder
+from pysingularity.cache import cache_folder, temporary_folder
 from pysingularity.errors import InternalError
 from pysingularity.image import metadata, output
 from pysingularity.image.entries import Entry, put_into_folder
@@ -44,7 +44,7 @@ def build(request: BuildRequest, steps: Plan, listen: events.Listener) -> events
         Terminated: a signal ended the build; nothing was written.
     """
     output.check_target(request.target, force=request.force or request.update, folder=request.sandbox)
-    parent = space.choose(request.environ)
+    parent = temporary_folder(request.environ)
     space.need(parent, LEAST_ROOM, "the build")
     left = space.abandoned(parent)
     place = space.Workplace(parent)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a build works: a temporary folder that fits, locked while it is in use, and what killed builds left behind.
 
-The folder is SINGULARITY_TMPDIR when that is set (it has to exist), else the scheduler's scratch (SLURM_TMPDIR), else
-TMPDIR, else /tmp; a /tmp that lives in memory is never filled silently: then it is /var/tmp.
+Which folder that is, `cache.temporary_folder` says, for pulls as well.
 """
 
 from __future__ import annotations
@@ -11,38 +10,11 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
 
-from pysingularity.errors import HostError, UserError
+from pysingularity.errors import HostError
 
 #: Beginning of the names of our folders.
 PREFIX = "singularity-build-"
-
-
-def choose(environ: Mapping[str, str]) -> str:
-    """Return the absolute path of the folder for temporary files.
-
-    Raises:
-        UserError: the one that was asked for is missing or may not be written.
-    """
-    for name in ("SINGULARITY_TMPDIR", "APPTAINER_TMPDIR"):
-        path = environ.get(name, "")
-        if path:
-            if not _usable(path):
-                raise UserError(
-                    "no-tmpdir",
-                    f"{name}={path}: is no folder that you may write to",
-                    hint=f"make it (mkdir -p {path}) or unset {name}",
-                )
-            return os.path.abspath(path)
-    for name in ("SLURM_TMPDIR", "TMPDIR"):
-        path = environ.get(name, "")
-        if path and _usable(path):
-            return os.path.abspath(path)
-    for path in ("/var/tmp", "/tmp") if _in_memory("/tmp") else ("/tmp", "/var/tmp"):
-        if _usable(path):
-            return path
-    raise UserError("no-tmpdir", "there is no folder for temporary files", hint="set SINGULARITY_TMPDIR to one")
 
 
 def free(path: str) -> int:
@@ -121,25 +93,6 @@ def _lock(fd: int) -> bool:
     except OSError:  # held by somebody, or a file system without locks: then nothing is ever taken for abandoned
         return False
     return True
-
-
-def _usable(path: str) -> bool:
-    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
-
-
-def _in_memory(path: str) -> bool:
-    """Return whether a folder lies on a tmpfs (by the mount table; the longest mount point wins)."""
-    best, kind = "", ""
-    try:
-        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
-            for line in stream:
-                fields = line.split(" ")
-                point = fields[1]
-                if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-                    best, kind = point, fields[2]
-    except OSError:
-        return False
-    return kind in ("tmpfs", "ramfs")
 
 
 def is_sandbox(path: str) -> bool:

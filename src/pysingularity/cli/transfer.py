@@ -8,6 +8,7 @@ import threading
 import time
 
 from pysingularity import messages
+from pysingularity.registry.fetch import IMAGE
 from pysingularity.terminal import size
 
 #: Lines on a terminal; more layers than this share the total's line.
@@ -17,8 +18,9 @@ MOST_LINES = 20
 class Display:
     """Shows `progress(text, done, total)` calls; a context manager. Threads may call it.
 
-    On a terminal every transfer has a line that moves, with their total below. Elsewhere a line is printed per transfer
-    at each quarter, or each time it has doubled when its length is not known (total 0). `-q` shows nothing.
+    On a terminal every transfer has a line that moves, their total is below, and then how far the image is that is made
+    of them. Elsewhere a line is printed per transfer at each quarter, or each time it has doubled when its length is
+    not known (total 0). `-q` shows nothing.
     """
 
     def __init__(self) -> None:
@@ -70,11 +72,14 @@ class Display:
         except OSError:
             width = 80
         self._erase()
-        lines = [f"{text}  {_bar(done, total)}" for text, (done, total) in list(self._lines.items())[-MOST_LINES:]]
-        done = sum(one for one, _ in self._lines.values())
-        total = sum(one for _, one in self._lines.values())
-        if len(self._lines) > 1 and total:
-            lines.append(f"total  {_bar(done, total)}")
+        moving = [(text, *self._lines[text]) for text in self._lines if text != IMAGE]
+        rows = moving[-MOST_LINES:]
+        if len(moving) > 1 and all(total for _, _, total in moving):
+            rows.append(("total", sum(done for _, done, _ in moving), sum(total for _, _, total in moving)))
+        if IMAGE in self._lines:
+            rows.append((IMAGE, *self._lines[IMAGE]))
+        longest = max(len(text) for text, _, _ in rows)
+        lines = [f"{text:<{longest}}  {_bar(done, total)}" for text, done, total in rows]
         os.write(2, "".join(line[: width - 1] + "\n" for line in lines).encode("utf-8", "replace"))
         self._drawn = len(lines)
 

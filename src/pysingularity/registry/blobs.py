@@ -62,6 +62,9 @@ class Download:
         self.fetched = False
         #: Starts this download when somebody wants it after all; None once it runs.
         self.begin: Callable[[Download], None] | None = None
+        #: Told how many bytes were read for the first time.
+        self.taken: Callable[[int], None] = lambda _: None
+        self._taken = 0
         self._start, self._tell = start, tell
         self._change = threading.Condition()
         self._stop = threading.Event()
@@ -235,9 +238,17 @@ class Download:
                 return b""
             data = os.pread(self.fd, min(size, ready - position), position)
             position += len(data)
+            if position > self._taken:
+                self.taken(position - self._taken)
+                self._taken = position
             return data
 
         return read
+
+    def passed(self) -> None:
+        """Count what nobody needs to read as read."""
+        self.taken(self.blob.size - self._taken)
+        self._taken = self.blob.size
 
     def finish(self) -> None:
         """Wait until the blob is whole and verified.

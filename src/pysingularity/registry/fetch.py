@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Changes when the bytes of SIF files we make change, so that old ones are not taken for new ones.
 FORM = "1"
+#: What progress of the image in the making is called, beside that of its layers' downloads.
+IMAGE = "image"
 #: Seconds a tag is believed by exec, run and shell.
 RUN_TAG_AGE = 3600.0
 
@@ -356,6 +358,13 @@ class _Job:
         board = _Board(self.progress)
         unique: dict[str, Download] = {}
         order: list[Download] = []
+        total = told = 0
+
+        def taken(count: int) -> None:
+            nonlocal told
+            told += count
+            self.progress(IMAGE, told, total)
+
         for number, layer in reversed(list(enumerate(layers))):
             assert isinstance(layer, oci.Descriptor)
             if layer.digest not in unique:
@@ -365,7 +374,9 @@ class _Job:
                 def start(offset: int, layer: oci.Descriptor = layer) -> object:
                     return repository.open_blob(layer, offset)
 
-                unique[layer.digest] = Download(layer, start, tell)  # type: ignore[arg-type]
+                one = unique[layer.digest] = Download(layer, start, tell)  # type: ignore[arg-type]
+                total += layer.size
+                one.taken = taken
             order.insert(0, unique[layer.digest])
         reuse, later = None, []
         if self.cache is not None:
@@ -377,7 +388,16 @@ class _Job:
         definition = definition_for("docker", pinned)
         try:
             with Downloads(list(unique.values()), self.cache, self.folder, later=later):
-                written = assemble(order, config, path, self.settings, definition=definition, what=what, reuse=reuse)
+                written = assemble(
+                    order,
+                    config,
+                    path,
+                    self.settings,
+                    definition=definition,
+                    what=what,
+                    reuse=reuse,
+                    done=lambda number: order[number].passed(),
+                )
             if reuse is not None:
                 reuse.publish(key, written.partition_offset)
         finally:
