@@ -23,11 +23,16 @@ from pysingularity.sif import layout
 from pysingularity.sif.file import SifObject, create, random_identity
 
 
-def make_sif(path: Path, text: str = "hello", *, pad: int = 0, arch: str = "amd64") -> Path:
+def make_sif(
+    path: Path, text: str = "hello", *, pad: int = 0, arch: str = "amd64", files: dict[str, bytes] | None = None
+) -> Path:
     """Write a SIF whose root holds one file; `pad` bytes that cannot be compressed make it large."""
     tree = path.with_suffix(".tree")
     tree.mkdir()
     (tree / "text").write_text(text)
+    for name, content in (files or {}).items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(content)
     if pad:
         (tree / "pad").write_bytes(os.urandom(pad))
     squashfs = path.with_suffix(".squashfs")

@@ -19,5 +19,10 @@ def open_storage(settings: Settings) -> Storage:
     if settings.storage.url:
         from pysingularity.hub.storage.objects import ObjectStorage  # obstore is an extra of its own
 
-        return ObjectStorage(settings.storage.url, dict(settings.storage.options), settings.folder("blobs"))
+        return ObjectStorage(
+            settings.storage.url,
+            dict(settings.storage.options),
+            settings.folder("blobs"),
+            public=settings.storage.public,
+        )
     return FileStorage(settings.folder("blobs"))
