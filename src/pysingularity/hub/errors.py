@@ -6,7 +6,24 @@ The JSON doors answer `{"error": {"code": status, "message": ..., "id": ...}}`; 
 
 from __future__ import annotations
 
+from pydantic import BaseModel, Field
+
 from pysingularity.errors import UserError
+
+
+class RefusalError(BaseModel):
+    """What is wrong."""
+
+    code: int = Field(description="the status of HTTP")
+    message: str = Field(description="for people")
+    id: str = Field(description="the stable name of the case, for programs")
+    hint: str = Field("", description="what to try")
+
+
+class Refusal(BaseModel):
+    """How every refusal of the API looks."""
+
+    error: RefusalError
 
 
 class HubError(UserError):

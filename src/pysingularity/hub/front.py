@@ -32,6 +32,8 @@ DRAIN, DRAIN_SECONDS = 64 << 20, 5.0
 ZERO_COPY = "http.response.zerocopysend"
 _SHARE = re.compile(r"/t/([0-9A-Za-z]{8,64})(/.*)\Z", re.DOTALL)
 _CONTAINER = "/api/container/"
+#: Doors that answer HEAD in their own way, and streams, which have no end.
+_OWN_HEAD = re.compile(r"^/v[12](/|$)|/download(/|$)|/stream$")
 
 
 class Front:
@@ -46,6 +48,9 @@ class Front:
             await self.app(scope, receive, send)
             return
         shorten(scope)
+        if scope["method"] == "HEAD" and not _OWN_HEAD.search(scope["path"]):
+            # Whatever can be got can be asked about; the server, which keeps the first scope, sends no body.
+            scope = {**scope, "method": "GET"}
 
         rest = _Rest(scope, receive)
 

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from pysingularity.hub.accounts.rights import need_change
 from pysingularity.hub.api.views import delivery_view
 from pysingularity.hub.catalog import get_collection
-from pysingularity.hub.doors import TheHub, Who, get_hub
+from pysingularity.hub.doors import Number, TheHub, Who, get_hub
 from pysingularity.hub.errors import NotFound, TooLarge
 from pysingularity.hub.models import Delivery
 from pysingularity.hub.sources.intake import receive
@@ -21,7 +21,7 @@ from pysingularity.hub.sources.intake import receive
 router = APIRouter(prefix="/api/v1", tags=["webhooks"])
 
 
-@router.post("/hooks/{hook}")
+@router.post("/hooks/{hook}", status_code=202, responses={200: {"description": "Nothing has to be done."}})
 async def hook(hook: str, request: Request) -> Response:
     """Take in what a forge sends; answered at once, worked off behind it."""
     hub = get_hub(request)
@@ -61,7 +61,7 @@ def index(
 
 
 @router.get("/collections/{owner}/{name}/deliveries/{number}")
-def show(owner: str, name: str, number: int, hub: TheHub, who: Who) -> dict[str, Any]:
+def show(owner: str, name: str, number: Number, hub: TheHub, who: Who) -> dict[str, Any]:
     """Show one exchange with what was sent."""
     with hub.read() as session:
         collection = get_collection(session, owner, name)

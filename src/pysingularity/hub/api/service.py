@@ -18,7 +18,7 @@ from pysingularity.version import __version__
 router = APIRouter(tags=["service"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses={503: {"description": "It cannot; the fields say what is ill."}})
 def health(hub: TheHub) -> Response:
     """Say whether the hub can do its work: database, data folder, robots."""
     checks: dict[str, Any] = {}
@@ -37,7 +37,7 @@ def health(hub: TheHub) -> Response:
     return JSONResponse({"status": "ok" if good else "ill", "version": __version__, **checks}, 200 if good else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(hub: TheHub) -> Response:
     """Return figures in Prometheus' text format."""
     with hub.read() as session:
