@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -46,12 +47,18 @@ def repository(tmp_path: Path) -> Repository:
 def make_data(folder: Path, builds: str = "", more: str = "") -> Path:
     """Make a data folder with settings for tests and a migrated database.
 
+    HUB_TEST_POSTGRES names a PostgreSQL (`postgresql://USER@/?host=FOLDER`) in which every hub gets a database of its
+    own: so the tests run on it as they run on SQLite.
+
     Arguments:
-        builds, more: lines of the settings' table `builds`, and further tables.
+        builds, more: lines of the settings' table `builds`; further lines of `storage`, and further tables.
     """
+    server = os.environ.get("HUB_TEST_POSTGRES", "")
+    database = f"database = {json.dumps(new_database(server))}\n" if server else ""
     data = make_data_folder(
         folder / "data",
         f"""name = "Test Hub"
+{database}
 [builds]
 program = [{json.dumps(sys.executable)}, "-I", {json.dumps(str(BUILDER))}]
 readable = [{json.dumps(str(BUILDER.parent))}]
@@ -135,9 +142,9 @@ def reference() -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
-@pytest.fixture
-def postgres() -> Iterator[str]:
-    """The URL of an empty database in a PostgreSQL of the test's own, on a socket in a short folder."""
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL of the tests' own, on a socket in a short folder: its address without a database."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     pytest.importorskip("psycopg", reason="needs the postgres extra: pip install '.[postgres]'")
     if not found:
@@ -156,11 +163,27 @@ def postgres() -> Iterator[str]:
 
     try:
         call(programs / "initdb", "-D", data, "-U", "hub", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
-        options = f"-c listen_addresses='' -c unix_socket_directories={sockets} -c fsync=off"
+        options = f"-c listen_addresses='' -c unix_socket_directories={sockets} -c fsync=off -c max_connections=300"
         call(programs / "pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start")
         try:
-            yield f"postgresql://hub@/postgres?host={sockets}"
+            yield f"postgresql://hub@/?host={sockets}"
         finally:
             call(programs / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
     finally:
         shutil.rmtree(folder)
+
+
+def new_database(server: str) -> str:
+    """Make an empty database and return its URL."""
+    import psycopg
+
+    name = f"hub_{secrets.token_hex(6)}"
+    with psycopg.connect(server.replace("/?", "/postgres?"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.replace("/?", f"/{name}?")
+
+
+@pytest.fixture
+def postgres(postgres_server: str) -> str:
+    """The URL of an empty database in PostgreSQL."""
+    return new_database(postgres_server)
