@@ -37,7 +37,7 @@ GIT = {
 RECIPE = "Bootstrap: scratch\n\n%post\n    echo hello from post\n\n%labels\n    KIND test\n"
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = "it") -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0, what: str = "it") -> Any:
     """Return the first true value of a condition."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -234,7 +234,7 @@ class Server:
             os.kill(pid, signal.SIGKILL)
         self.stop(signal.SIGKILL)
 
-    def ended(self, build: int, seconds: float = 30.0) -> dict[str, Any]:
+    def ended(self, build: int, seconds: float = 60.0) -> dict[str, Any]:
         """Wait for the end of a build and return it."""
         from pysingularity.hub.builds.states import FINAL
 

@@ -319,20 +319,31 @@ def tags_of(session: Session, image: Image) -> list[str]:
 
 
 def search(session: Session, who: Principal, text: str, *, limit: int = 50, offset: int = 0) -> list[Collection]:
-    """Return the collections that a person may see whose name, description or topics contain all words."""
+    """Return the collections that a person may see in which all words are found.
+
+    Each of them in the name, the description or the topics, or in a label, an app or a tag of an image.
+    """
     query = sa.select(Collection).where(visible(who))
     for word in text.lower().split()[:10]:
         like = f"%{word.replace(chr(92), chr(92) * 2).replace('%', chr(92) + '%').replace('_', chr(92) + '_')}%"
-        query = query.where(
-            sa.or_(
-                *(
-                    sa.func.lower(column).like(like, escape="\\")
-                    for column in (
-                        Collection.owner + "/" + Collection.name,
-                        Collection.description,
-                        sa.cast(Collection.topics, sa.Text),
-                    )
+        columns = (
+            Collection.owner + "/" + Collection.name,
+            Collection.description,
+            sa.cast(Collection.topics, sa.Text),
+        )
+        inside = (
+            sa.select(Container.collection_id)
+            .join(Image, Image.container_id == Container.id)
+            .where(Image.hidden.is_(False), Image.blob.is_not(None))
+            .where(
+                sa.or_(
+                    sa.func.lower(Image.tag).like(like, escape="\\"),
+                    sa.func.lower(sa.cast(Image.labels, sa.Text)).like(like, escape="\\"),
+                    sa.func.lower(sa.cast(Image.details["apps"], sa.Text)).like(like, escape="\\"),
                 )
             )
+        )
+        query = query.where(
+            sa.or_(*(sa.func.lower(column).like(like, escape="\\") for column in columns), Collection.id.in_(inside))
         )
     return list(session.scalars(query.order_by(Collection.changed_at.desc()).limit(limit).offset(offset)))

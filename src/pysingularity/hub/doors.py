@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import Depends, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse
 
 from pysingularity.hub.accounts import passes
@@ -180,6 +181,8 @@ def limited(request: Request) -> None:
         limits.requests.take(address_of(request))
 
 
+#: The number of a row in an address: what no database could hold is refused before one is asked.
+Number = Annotated[int, PathParameter(ge=0, lt=1 << 63)]
 TheHub = Annotated[Hub, Depends(get_hub)]
 Who = Annotated[Principal, Depends(who_asks)]
 

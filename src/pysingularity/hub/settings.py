@@ -134,6 +134,8 @@ class StorageSettings(_Group):
     options: dict[str, str] = Field(default_factory=dict)
     #: Clients are sent to signed links of the object store instead of being served by the hub.
     signed_links: bool = True
+    #: Address of an S3 store in signed links, when clients reach it by another one than the hub does.
+    public: str = ""
     link_seconds: int = 3600
     upload_days: float = 2.0
     part_size: int = Field(default=64 * MIB, ge=5 * MIB)
@@ -180,10 +182,12 @@ class SignInSettings(_Group):
     #: Strangers may make themselves an account with a password.
     registration: bool = False
     passwords: bool = True
+    #: Who comes from a provider for the first time gets an account; else only those who connected one may come in.
+    join: bool = True
     session_days: float = 14.0
     #: name → {"issuer", "client_id", "client_secret", "title"} for OpenID Connect.
     oidc: dict[str, dict[str, str]] = Field(default_factory=dict)
-    #: {"client_id", "client_secret"} (and "url" of an own GitHub Enterprise).
+    #: {"client_id", "client_secret"} (and "url" of an own GitHub Enterprise, "title").
     github: dict[str, str] = Field(default_factory=dict)
 
 

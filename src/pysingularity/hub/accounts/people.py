@@ -20,7 +20,7 @@ NAME = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,37}[a-z0-9])?\Z")
 #: Names that are the first part of our own addresses.
 RESERVED = frozenset(
     "about account admin api assets auth badge builds collections docs export favicon groups healthz help home hooks "
-    "images keys labels library login logout metrics new openapi pks robots search settings shub sign-in sign-out "
+    "images join keys labels library login logout metrics new openapi pks robots search settings shub sign-in sign-out "
     "static t topics token user users v1 v2 version".split()
 )
 ROLES = ("member", "maintainer", "owner")

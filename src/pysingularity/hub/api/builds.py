@@ -24,7 +24,7 @@ from pysingularity.hub.builds.planning import manual
 from pysingularity.hub.builds.states import ALL, FINAL
 from pysingularity.hub.catalog import get_collection, parse_name
 from pysingularity.hub.context import Hub
-from pysingularity.hub.doors import TheHub, Who, base_url, limited
+from pysingularity.hub.doors import Number, TheHub, Who, base_url, limited
 from pysingularity.hub.errors import Invalid, NotFound
 from pysingularity.hub.models import Build, Collection
 
@@ -100,7 +100,7 @@ def index(
 
 
 @router.get("/builds/{number}")
-def show(number: int, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
+def show(number: Number, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
     """Show a build."""
     return build_view(get_build(hub, who, number), base_url(request))
 
@@ -126,7 +126,7 @@ def create(new: NewBuild, request: Request, hub: TheHub, who: Who) -> dict[str, 
 
 
 @router.post("/builds/{number}/cancel", status_code=202)
-def cancel(number: int, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
+def cancel(number: Number, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
     """Cancel a build that has not ended."""
     build = get_build(hub, who, number)
     with hub.write() as session:
@@ -137,7 +137,7 @@ def cancel(number: int, request: Request, hub: TheHub, who: Who) -> dict[str, An
 
 
 @router.post("/builds/{number}/retry", status_code=201)
-def retry(number: int, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
+def retry(number: Number, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
     """Queue a build of the same commit and recipe again."""
     build = get_build(hub, who, number)
     with hub.write() as session:
@@ -148,7 +148,7 @@ def retry(number: int, request: Request, hub: TheHub, who: Who) -> dict[str, Any
 
 
 @router.get("/builds/{number}/log", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def log(number: int, hub: TheHub, who: Who, download: bool = False) -> Response:
+def log(number: Number, hub: TheHub, who: Who, download: bool = False) -> Response:
     """Return the log so far, as text; understands Range."""
     get_build(hub, who, number)
     path = log_path(hub.settings.folder("logs"), number)
@@ -166,7 +166,7 @@ def log(number: int, hub: TheHub, who: Who, download: bool = False) -> Response:
     responses={200: {"content": {"text/event-stream": {}}}},
 )
 def stream(
-    number: int, request: Request, hub: TheHub, who: Who, offset: Annotated[int, Query(ge=0, le=1 << 62)] = 0
+    number: Number, request: Request, hub: TheHub, who: Who, offset: Annotated[int, Query(ge=0, le=1 << 62)] = 0
 ) -> StreamingResponse:
     """Stream the log as server-sent events.
 

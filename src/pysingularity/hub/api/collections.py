@@ -10,13 +10,13 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, Field
 
 from pysingularity.hub.accounts.audit import record
-from pysingularity.hub.accounts.rights import may_change, need_change, need_see, visible
+from pysingularity.hub.accounts.rights import may_change, need_admin, need_change, need_see, need_user, visible
 from pysingularity.hub.accounts.tokens import add_share
-from pysingularity.hub.api.views import collection_view
+from pysingularity.hub.api.views import collection_view, when
 from pysingularity.hub.catalog import add_collection, get_collection, rename_collection, search, transfer_collection
-from pysingularity.hub.doors import TheHub, Who, base_url, limited
-from pysingularity.hub.errors import Conflict, Invalid
-from pysingularity.hub.models import Collection, Image, Recipe, Star
+from pysingularity.hub.doors import Number, TheHub, Who, base_url, limited
+from pysingularity.hub.errors import Conflict, Invalid, NotFound
+from pysingularity.hub.models import Collection, Image, Recipe, ShareLink, Star
 from pysingularity.hub.sources.git import check_branch, check_url
 from pysingularity.hub.sources.intake import resync
 
@@ -52,6 +52,7 @@ class Changes(BaseModel):
     poll: float | None = Field(None, ge=0, le=30 * 86400)
     status_token: str | None = Field(None, max_length=4096)
     keep: dict[str, float] | None = None
+    quota: int | None = Field(None, ge=-1, le=1 << 62, description="bytes; -1 takes it away; administrators only")
 
 
 class NewShare(BaseModel):
@@ -158,6 +159,9 @@ def change(owner: str, name: str, changes: Changes, request: Request, hub: TheHu
     wrong = [one for one in given.get("triggers", []) if one not in TRIGGERS]
     if wrong:
         raise Invalid("wrong-trigger", f"{wrong[0][:80]}: triggers are {', '.join(TRIGGERS)}")
+    if given.get("quota") is not None:
+        need_admin(who)
+        given["quota"] = given["quota"] if given["quota"] >= 0 else None
     with hub.write() as session:
         collection = get_collection(session, owner, name)
         need_change(session, who, collection, "admin")
@@ -214,6 +218,43 @@ def share(owner: str, name: str, new: NewShare, request: Request, hub: TheHub, w
     return {"secret": secret, "uri": f"shub://{host}/t/{secret}/{collection.full_name}"}
 
 
+@router.get("/collections/{owner}/{name}/shares")
+def list_shares(owner: str, name: str, hub: TheHub, who: Who) -> dict[str, Any]:
+    """List the share links of a collection; their secrets are known to nobody."""
+    with hub.read() as session:
+        collection = get_collection(session, owner, name)
+        need_change(session, who, collection, "admin")
+        rows = session.scalars(
+            sa.select(ShareLink).where(ShareLink.collection_id == collection.id).order_by(ShareLink.id)
+        )
+        return {
+            "shares": [
+                {
+                    "id": row.id,
+                    "name": row.name,
+                    "created_by": row.created_by,
+                    "created_at": when(row.created_at),
+                    "expires_at": when(row.expires_at),
+                }
+                for row in rows
+            ]
+        }
+
+
+@router.delete("/collections/{owner}/{name}/shares/{number}")
+def remove_share(owner: str, name: str, number: Number, hub: TheHub, who: Who) -> dict[str, Any]:
+    """Take a share link back."""
+    with hub.write() as session:
+        collection = get_collection(session, owner, name)
+        need_change(session, who, collection, "admin")
+        row = session.get(ShareLink, number)
+        if row is None or row.collection_id != collection.id:
+            raise NotFound("no-such-share", f"share link {number}: there is none in this collection")
+        record(session, who, "share.remove", collection.full_name, name=row.name)
+        session.delete(row)
+    return {"removed": number}
+
+
 @router.put("/collections/{owner}/{name}/star")
 def star(owner: str, name: str, hub: TheHub, who: Who) -> dict[str, Any]:
     """Like a collection."""
@@ -227,8 +268,6 @@ def unstar(owner: str, name: str, hub: TheHub, who: Who) -> dict[str, Any]:
 
 
 def _star(owner: str, name: str, hub: TheHub, who: Who, like: bool) -> dict[str, Any]:
-    from pysingularity.hub.accounts.rights import need_user
-
     user = need_user(who)
     with hub.write() as session:
         collection = get_collection(session, owner, name)

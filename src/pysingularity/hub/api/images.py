@@ -12,7 +12,7 @@ from pysingularity.hub.accounts.audit import record
 from pysingularity.hub.accounts.rights import Principal, need_change, need_see
 from pysingularity.hub.api.views import image_view
 from pysingularity.hub.catalog import delete_image, find_image, freeze, get_collection, get_image, parse_target
-from pysingularity.hub.doors import TheHub, Who, base_url, limited
+from pysingularity.hub.doors import Number, TheHub, Who, base_url, limited
 from pysingularity.hub.errors import NotFound
 from pysingularity.hub.models import Container, Image
 
@@ -59,20 +59,20 @@ def by_name(
 
 
 @router.get("/images/{number}")
-def by_number(number: int, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
+def by_number(number: Number, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
     """Show an image."""
     with hub.read() as session:
         return image_view(session, seen_image(session, who, number), base_url(request), full=True)
 
 
 @router.post("/images/{number}/freeze")
-def put_padlock(number: int, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
+def put_padlock(number: Number, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
     """Freeze an image: it stays as it is, for a paper."""
     return _freeze(number, request, hub, who, True)
 
 
 @router.post("/images/{number}/unfreeze")
-def take_padlock(number: int, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
+def take_padlock(number: Number, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
     """Take the padlock off again."""
     return _freeze(number, request, hub, who, False)
 
@@ -88,7 +88,7 @@ def _freeze(number: int, request: Request, hub: TheHub, who: Principal, frozen: 
 
 
 @router.delete("/images/{number}")
-def delete(number: int, hub: TheHub, who: Who) -> dict[str, Any]:
+def delete(number: Number, hub: TheHub, who: Who) -> dict[str, Any]:
     """Delete an image that is not frozen."""
     with hub.write() as session:
         image = seen_image(session, who, number)

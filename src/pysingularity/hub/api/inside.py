@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 
 from pysingularity.hub.api.images import seen_image
 from pysingularity.hub.context import Hub
-from pysingularity.hub.doors import TheHub, Who, limited
+from pysingularity.hub.doors import Number, TheHub, Who, limited
 from pysingularity.hub.errors import NotFound
 from pysingularity.hub.inside import Entry, Listing, compare, listing
 from pysingularity.hub.models import Image
@@ -81,7 +81,7 @@ def two_images(hub: Hub, who: Who, before: int, after: int) -> tuple[Image, Imag
 
 
 @router.get("/images/{number}/files/{path:path}")
-def files(number: int, path: str, hub: TheHub, who: Who) -> dict[str, Any]:
+def files(number: Number, path: str, hub: TheHub, who: Who) -> dict[str, Any]:
     """List a folder of an image with the bytes that everything in it takes; the root is the empty path."""
     with hub.read() as session:
         image = seen_image(session, who, number)
@@ -90,7 +90,7 @@ def files(number: int, path: str, hub: TheHub, who: Who) -> dict[str, Any]:
 
 
 @router.get("/images/{before}/compare/{after}")
-def compare_images(before: int, after: int, hub: TheHub, who: Who) -> dict[str, Any]:
+def compare_images(before: Number, after: Number, hub: TheHub, who: Who) -> dict[str, Any]:
     """Compare two images: files, packages, labels, environment and definition."""
     one, two = two_images(hub, who, before, after)
     return {"before": one.id, "after": two.id, **compare(hub, one, two)}

@@ -128,11 +128,14 @@ def _worst(row: Sequence[float], total: float, side: float) -> float:
     return max(side * side * largest / (total * total), total * total / (side * side * smallest or 1e-12))
 
 
-def treemap(root: Folder, *, width: int = 960, height: int = 480, link: str = "", below: str = "") -> str:
+def treemap(
+    root: Folder, *, width: int = 960, height: int = 480, link: str = "", below: str = "", after: str = ""
+) -> str:
     """Return the picture of a folder's two upper levels.
 
     Arguments:
         link: address to which a folder's path is appended, quoted, or "" for a picture without links.
+        after: what the address ends with.
         below: what comes before the path in the link, for a folder that is not the root.
     """
     label = escape(f"what fills {root.name or 'the image'}", quote=True)
@@ -141,14 +144,14 @@ def treemap(root: Folder, *, width: int = 960, height: int = 480, link: str = ""
     top = _largest(root, 40)
     places = squarify([child.size for child in top], Rectangle(0, 0, width, height))
     for number, (child, place) in enumerate(zip(top, places, strict=True)):
-        inner = [_box(child, child.name, place, f"t{number % 8}", link, below)]
+        inner = [_box(child, child.name, place, f"t{number % 8}", link, below, after)]
         # Room for the name above what lies inside.
         inside = Rectangle(place.x + 2, place.y + 16, place.width - 4, place.height - 18)
         if child.children and inside.width > 30 and inside.height > 20:
             deeper = _largest(child, 24)
             for grandchild, spot in zip(deeper, squarify([one.size for one in deeper], inside), strict=True):
                 path = f"{child.name}/{grandchild.name}"
-                inner.append(_box(grandchild, path, spot, f"t{number % 8} deep", link, below))
+                inner.append(_box(grandchild, path, spot, f"t{number % 8} deep", link, below, after))
         parts += inner
     parts.append("</svg>")
     return "".join(parts)
@@ -163,7 +166,7 @@ def _largest(folder: Folder, count: int) -> list[Folder]:
     return sorted([*children[:count], rest], key=lambda one: -one.size)
 
 
-def _box(node: Folder, path: str, place: Rectangle, style: str, link: str, below: str) -> str:
+def _box(node: Folder, path: str, place: Rectangle, style: str, link: str, below: str, after: str) -> str:
     if place.width < 1 or place.height < 1:
         return ""
     title = escape(f"{path}: {human_size(node.size)}, {node.files} files", quote=True)
@@ -175,7 +178,7 @@ def _box(node: Folder, path: str, place: Rectangle, style: str, link: str, below
         f'width="{place.width:.1f}" height="{place.height:.1f}"/>{text}</g>'
     )
     if link and node.children:
-        return f'<a href="{escape(link + quote(below + path, safe="/"), quote=True)}">{box}</a>'
+        return f'<a href="{escape(link + quote(below + path, safe="/") + after, quote=True)}">{box}</a>'
     return box
 
 

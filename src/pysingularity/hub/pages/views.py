@@ -6,7 +6,9 @@ Each asks the same questions as its twin of the API, and gives that twin's answe
 
 from __future__ import annotations
 
-import mimetypes
+import functools
+import hashlib
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -26,7 +28,7 @@ from pysingularity.hub.builds.log import STEP, log_path
 from pysingularity.hub.builds.states import FINAL
 from pysingularity.hub.catalog import find_image, get_collection, parse_name, parse_target, search, tags_of
 from pysingularity.hub.context import Hub
-from pysingularity.hub.doors import TheHub, Who, base_url, limited
+from pysingularity.hub.doors import Number, TheHub, Who, base_url, limited
 from pysingularity.hub.errors import NotFound
 from pysingularity.hub.inside import NoListing, compare, environment_of, listing
 from pysingularity.hub.models import Build, Collection, Container, Delivery, Group, Image, Recipe, Star, Tag, User
@@ -34,6 +36,13 @@ from pysingularity.hub.pages.pictures import badge, human_size, treemap
 from pysingularity.hub.pages.site import HERE, for_people, prefix_of, render, wants_json
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(for_people), Depends(limited)])
+STATIC = {
+    "hub.css": "text/css",
+    "hub.js": "text/javascript",
+    "log.js": "text/javascript",
+    "htmx.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 #: Rows of a table on a page, rows of a folder, and bytes of a log.
 MOST_ROWS, MOST_FILES, MOST_LOG = 50, 300, 1 << 20
 #: Parts of what an image says about itself that are shown as text.
@@ -41,13 +50,22 @@ SCRIPTS = (("runscript", "Runscript"), ("startscript", "Startscript"), ("test", 
 
 
 @router.get("/static/{name}")
-def static(name: str) -> Response:
+def static(name: str, request: Request) -> Response:
     """Send a style or script of ours."""
     path = HERE / "static" / name
-    if name not in ("hub.css", "log.js"):
+    if name not in STATIC:
         raise NotFound("no-such-page", "there is no such file")
-    kind = mimetypes.guess_type(name)[0] or "text/plain"
-    return Response(path.read_bytes(), media_type=kind, headers={"Cache-Control": "public, max-age=3600"})
+    data, tag = _static(path)
+    headers = {"Cache-Control": "public, max-age=3600", "ETag": tag}
+    if request.headers.get("if-none-match") == tag:
+        return Response(None, 304, headers=headers)
+    return Response(data, media_type=STATIC[name], headers=headers)
+
+
+@functools.cache
+def _static(path: Path) -> tuple[bytes, str]:
+    data = path.read_bytes()
+    return data, f'"{hashlib.sha256(data).hexdigest()[:32]}"'
 
 
 @router.get("/")
@@ -66,8 +84,16 @@ def home(request: Request, hub: TheHub, who: Who) -> Response:
                 .limit(10)
             )
         )
-    host = base_url(request).partition("://")[2]
-    return render(request, who, "home.html", found=found, builds=newest, host=host)
+    base = base_url(request)
+    scheme, _, host = base.partition("://")
+    plain = " --no-https" if scheme == "http" else ""
+    lines = [("Pull", f"singularity pull{plain} shub://{host}/OWNER/NAME:TAG")]
+    running = any(one.state not in FINAL for one in newest)
+    return render(request, who, "home.html", found=found, builds=newest, pulls=lines, running=running)
+
+
+#: What the page of a person says and a search does not.
+NOBODY: dict[str, Any] = {"display": "", "kind": "", "about": ""}
 
 
 @router.get("/search")
@@ -85,7 +111,16 @@ def find(
         found = search(session, who, q, limit=MOST_ROWS, offset=offset)
     twin = "/api/v1/collections?" + urlencode({"q": q, "offset": offset})
     return render(
-        request, who, "search.html", found=found, query=q, owner="", offset=offset, limit=MOST_ROWS, json=twin
+        request,
+        who,
+        "search.html",
+        found=found,
+        query=q,
+        owner="",
+        offset=offset,
+        limit=MOST_ROWS,
+        json=twin,
+        **NOBODY,
     )
 
 
@@ -145,23 +180,37 @@ def person(owner: str, request: Request, hub: TheHub, who: Who) -> Response:
     """Show the collections of a user or group."""
     lower = owner.lower()
     with hub.read() as session:
-        known = session.scalar(sa.select(User.id).where(User.name == lower)) or session.scalar(
-            sa.select(Group.id).where(Group.name == lower)
-        )
+        user = session.scalar(sa.select(User).where(User.name == lower))
+        group = session.scalar(sa.select(Group).where(Group.name == lower))
         query = sa.select(Collection).where(visible(who), Collection.owner == lower).order_by(Collection.name)
         found = list(session.scalars(query.limit(500)))
     # Whether somebody without a visible collection exists is nobody's business but his own.
-    if not known or (not found and who.name != lower):
+    if (user is None and group is None) or (not found and who.name != lower):
         raise NotFound("no-such-page", "there is no such page")
     if wants_json(request):
         base = base_url(request)
         return JSONResponse({"collections": [collection_view(one, base) for one in found]})
     twin = f"/api/v1/collections?owner={lower}"
-    return render(request, who, "search.html", found=found, query="", owner=lower, offset=0, limit=501, json=twin)
+    if group is not None:
+        about: dict[str, Any] = {"display": "", "kind": "Group", "about": group.description}
+    else:
+        assert user is not None
+        about = {"display": user.display_name, "kind": "Robot" if user.kind == "robot" else "User", "about": ""}
+    return render(
+        request, who, "search.html", found=found, query="", owner=lower, offset=0, limit=501, json=twin, **about
+    )
 
 
 @router.get("/{owner:owner}/{name}")
-def collection_page(owner: str, name: str, request: Request, hub: TheHub, who: Who) -> Response:
+def collection_page(
+    owner: str,
+    name: str,
+    request: Request,
+    hub: TheHub,
+    who: Who,
+    images_before: Annotated[int, Query(alias="images", ge=0, le=1 << 62)] = 0,
+    rows: Annotated[int, Query(ge=1, le=500)] = MOST_ROWS,
+) -> Response:
     """Show a collection: how to pull, images, builds, recipes."""
     with hub.read() as session:
         one = seen(session, who, owner, name)
@@ -174,8 +223,10 @@ def collection_page(owner: str, name: str, request: Request, hub: TheHub, who: W
         query = query.where(Container.collection_id == one.id, Image.blob.is_not(None))
         if not insider:
             query = query.where(Image.hidden.is_(False))
+        if images_before:
+            query = query.where(Image.id < images_before)
         query = query.options(defer(Image.definition), defer(Image.details), defer(Image.provenance))
-        images = list(session.scalars(query.order_by(Image.id.desc()).limit(MOST_ROWS)))
+        images = list(session.scalars(query.order_by(Image.id.desc()).limit(rows)))
         tags: dict[int, list[str]] = {}
         numbers = [image.id for image in images]
         for number, tag in session.execute(
@@ -222,7 +273,11 @@ def collection_page(owner: str, name: str, request: Request, hub: TheHub, who: W
         deliveries=deliveries,
         starred=starred,
         may_build=insider,
-        most=MOST_ROWS,
+        most=rows,
+        most_builds=MOST_ROWS,
+        older=bool(images_before),
+        running=any(build.state not in FINAL for build in builds),
+        odd_port=":" in base.partition("://")[2].rpartition("]")[2],
         base=base,
         git_url=public_url(one.git_url),
         pulls=pull_lines(request, one, box, names[0]),
@@ -257,7 +312,7 @@ def log_steps(hub: Hub, number: int) -> tuple[list[tuple[str, str]], int, int]:
 
 
 @router.get("/{owner:owner}/{name}/builds/{number}")
-def build_page(owner: str, name: str, number: int, request: Request, hub: TheHub, who: Who) -> Response:
+def build_page(owner: str, name: str, number: Number, request: Request, hub: TheHub, who: Who) -> Response:
     """Show a build with its log."""
     one = build_api.get_build(hub, who, number)
     with hub.read() as session:
@@ -287,7 +342,7 @@ def build_page(owner: str, name: str, number: int, request: Request, hub: TheHub
 def image_page(
     owner: str,
     name: str,
-    number: int,
+    number: Number,
     request: Request,
     hub: TheHub,
     who: Who,
@@ -319,7 +374,7 @@ def image_page(
         values["folder"] = folder_view(root, entries, complete=known.complete)
         prefix = f"{inside}/" if inside else ""
         # The picture escapes every name by itself.
-        values["picture"] = Markup(treemap(root, link="?path=", below=prefix))
+        values["picture"] = Markup(treemap(root, link="?path=", below=prefix, after="#files"))
         values["inside"] = prefix
         parts = inside.split("/") if inside else []
         values["crumbs"] = [(part, "/".join(parts[: at + 1])) for at, part in enumerate(parts)]

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pysingularity.hub.api.images import seen_image
 from pysingularity.hub.catalog import LATEST
 from pysingularity.hub.context import Hub
-from pysingularity.hub.doors import TheHub, Who
+from pysingularity.hub.doors import Number, TheHub, Who
 from pysingularity.hub.errors import NotFound
 from pysingularity.hub.models import Image
 from pysingularity.hub.protocols.sending import count_pull, send_blob
@@ -38,7 +38,7 @@ def file_name(image: Image) -> str:
         416: {"description": "It has no such part."},
     },
 )
-def download(number: int, request: Request, hub: TheHub, who: Who) -> Response:
+def download(number: Number, request: Request, hub: TheHub, who: Who) -> Response:
     """Send the SIF file of an image; parts with `Range`."""
     with hub.read() as session:
         image = seen_image(session, who, number)

@@ -26,6 +26,10 @@ def used(session: Session, *, collection: Collection | None = None, owner: Colle
         where = Collection.user_id == owner.user_id
     else:
         return 0
+    return _bytes(session, where)
+
+
+def _bytes(session: Session, where: sa.ColumnElement[bool]) -> int:
     images = (
         sa.select(Image.blob)
         .join(Container, Container.id == Image.container_id)
@@ -61,6 +65,12 @@ def quota(hub: Hub, session: Session, collection: Collection) -> tuple[int, int]
     if not found:
         return 0, used(session, collection=collection)
     return min(found, key=lambda pair: pair[0] - pair[1])
+
+
+def room_of(hub: Hub, session: Session, user: User) -> tuple[int, int]:
+    """Return (allowed, used) bytes of everything that a user owns; allowed 0 means without limit."""
+    allowed = user.quota if user.quota is not None else hub.settings.limits.user_bytes
+    return allowed, _bytes(session, Collection.user_id == user.id)
 
 
 def need_room(hub: Hub, session: Session, collection: Collection, size: int) -> None:
