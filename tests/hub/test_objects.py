@@ -45,7 +45,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory, bucket: tuple[str, str]) -> 
     url, name = bucket
     data = make_data(
         tmp_path_factory.mktemp("objects"),
-        storage=f'url = "s3://{name}/hub"\n[storage.options]\nendpoint = "{url}"\nregion = "us-east-1"\n'
+        more=f'url = "s3://{name}/hub"\n[storage.options]\nendpoint = "{url}"\nregion = "us-east-1"\n'
         'access_key_id = "a"\nsecret_access_key = "b"\nallow_http = "true"\nvirtual_hosted_style_request = "false"\n',
     )
     one = started(data)
