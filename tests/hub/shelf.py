@@ -74,9 +74,10 @@ def put_image(
 def run(*words: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
     """Run a client's command and return how it ended."""
     environment = {**os.environ, **dict(options.pop("env", {}))}  # type: ignore[call-overload]
+    options.setdefault("timeout", 120)
     return subprocess.run(
         [str(word) for word in words],
-        env=environment, capture_output=True, text=True, check=False, timeout=120, **options,
+        env=environment, capture_output=True, text=True, check=False, **options,
     )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pysingularity.hub.api.reference import manual
+from pysingularity.hub.app import describe
 from pysingularity.hub.builds.states import ALL
 from pysingularity.hub.context import Hub
 
@@ -261,6 +263,11 @@ def test_openapi_describes_every_route_and_how_they_refuse(server: Server):
         for one in methods.values():
             assert one["description"]
             assert one["responses"]["404"]["content"]["application/json"]["schema"]["$ref"].endswith("/Refusal")
+
+
+def test_reference_of_the_api_is_current():
+    page = Path(__file__).parents[2] / "docs" / "reference" / "hub-api.md"
+    assert page.read_text().splitlines() == manual(describe()), "run scripts/reference"
 
 
 def test_absolute_request_lines_are_answered_for_the_host_asked_for(server: Server, hub: Hub, tmp_path: Path):

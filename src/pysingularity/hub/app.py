@@ -6,6 +6,7 @@ The doors are routers of their own (`api`, `protocols`, `pages`); this file only
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -21,6 +22,7 @@ from pysingularity.hub.front import Front
 from pysingularity.hub.pages import people as forms
 from pysingularity.hub.pages import signing, steering, views
 from pysingularity.hub.protocols import https, library, library_push, oci, shub
+from pysingularity.hub.settings import load_settings, make_data_folder
 from pysingularity.version import __version__
 
 REFUSALS = {
@@ -82,6 +84,16 @@ def make_app(hub: Hub) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_middleware(Front)
     return app
+
+
+def describe() -> dict[str, Any]:
+    """Return the OpenAPI description without a hub: nothing in it depends on one."""
+    with tempfile.TemporaryDirectory() as folder:
+        hub = Hub(load_settings(make_data_folder(folder)))
+        try:
+            return make_app(hub).openapi()
+        finally:
+            hub.close()
 
 
 async def _our_error(request: Request, error: Exception) -> Response:

@@ -20,6 +20,7 @@ from pysingularity.hub.api import administration as admin_api
 from pysingularity.hub.api import collections as collection_api
 from pysingularity.hub.api import deliveries as delivery_api
 from pysingularity.hub.api import people as people_api
+from pysingularity.hub.api.reference import operations
 from pysingularity.hub.builds.states import FINAL
 from pysingularity.hub.catalog import get_collection, parse_name
 from pysingularity.hub.context import Hub
@@ -381,51 +382,4 @@ def api_page(request: Request, who: Who) -> Response:
     openapi: dict[str, Any] = request.app.openapi()
     if wants_json(request):
         return JSONResponse(openapi)
-    tags: dict[str, list[dict[str, Any]]] = {}
-    for path, methods in openapi["paths"].items():
-        for method, one in methods.items():
-            rows = [
-                {
-                    "name": row["name"],
-                    "place": row["in"],
-                    "type": _type(row["schema"]),
-                    "text": row.get("description", ""),
-                }
-                for row in one.get("parameters", ())
-            ]
-            rows += _body_rows(openapi, one)
-            text = str(one.get("description", "")).replace("`", "")
-            tags.setdefault(one["tags"][0], []).append(
-                {
-                    "method": method,
-                    "path": path,
-                    "summary": text.partition("\n")[0].rstrip("."),
-                    "description": text,
-                    "parameters": rows,
-                    "answers": [code for code in one["responses"] if code.isdigit()],
-                }
-            )
-    return render(request, who, "api.html", openapi=openapi, tags=tags, base=base_url(request))
-
-
-def _type(schema: dict[str, Any]) -> str:
-    kinds = [one.get("type", "") for one in schema.get("anyOf", [schema])]
-    return " or ".join(kind for kind in kinds if kind and kind != "null")
-
-
-def _body_rows(openapi: dict[str, Any], operation: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the fields of a JSON body."""
-    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-    name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
-    if not name:
-        return []
-    schema = openapi["components"]["schemas"][name]
-    return [
-        {
-            "name": key + ("" if key in schema.get("required", ()) else "?"),
-            "place": "body",
-            "type": _type(value),
-            "text": value.get("description", ""),
-        }
-        for key, value in schema.get("properties", {}).items()
-    ]
+    return render(request, who, "api.html", openapi=openapi, tags=operations(openapi), base=base_url(request))
