@@ -320,7 +320,7 @@ def main() -> None:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        for number in range(options.rounds + 1):  # the first round only warms up
+        for number in range(options.rounds + 1 if options.pulls else 0):  # the first round only warms up
             for name in ("nginx", "hub"):
                 if name == "nginx":
                     if nginx is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -316,6 +317,16 @@ def delete_image(session: Session, image: Image) -> None:
 def tags_of(session: Session, image: Image) -> list[str]:
     """Return the tags that name an image now."""
     return list(session.scalars(sa.select(Tag.name).where(Tag.image_id == image.id).order_by(Tag.name)))
+
+
+def tags_by_image(session: Session, images: Iterable[Image]) -> dict[int, list[str]]:
+    """Return the tags that name each of many images now, by their numbers."""
+    found: dict[int, list[str]] = {}
+    numbers = [image.id for image in images]
+    rows = session.execute(sa.select(Tag.image_id, Tag.name).where(Tag.image_id.in_(numbers)).order_by(Tag.name))
+    for number, name in rows:
+        found.setdefault(number or 0, []).append(name)
+    return found
 
 
 def search(session: Session, who: Principal, text: str, *, limit: int = 50, offset: int = 0) -> list[Collection]:

@@ -7,11 +7,20 @@ from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query, Request
+from sqlalchemy.orm import defer
 
 from pysingularity.hub.accounts.audit import record
 from pysingularity.hub.accounts.rights import Principal, need_change, need_see
 from pysingularity.hub.api.views import image_view
-from pysingularity.hub.catalog import delete_image, find_image, freeze, get_collection, get_image, parse_target
+from pysingularity.hub.catalog import (
+    delete_image,
+    find_image,
+    freeze,
+    get_collection,
+    get_image,
+    parse_target,
+    tags_by_image,
+)
 from pysingularity.hub.doors import Number, TheHub, Who, base_url, limited
 from pysingularity.hub.errors import NotFound
 from pysingularity.hub.models import Container, Image
@@ -50,12 +59,15 @@ def by_name(
             return image_view(session, image, base, full=True)
         rows = session.scalars(
             sa.select(Image)
+            .options(defer(Image.definition), defer(Image.details), defer(Image.provenance))
             .join(Container, Container.id == Image.container_id)
             .where(Container.collection_id == collection.id, Image.blob.is_not(None))
             .order_by(Image.id.desc())
             .limit(limit)
-        )
-        return {"collection": collection.full_name, "images": [image_view(session, one, base) for one in rows]}
+        ).all()
+        tags = tags_by_image(session, rows)
+        images = [image_view(session, one, base, tags=tags.get(one.id, [])) for one in rows]
+        return {"collection": collection.full_name, "images": images}
 
 
 @router.get("/images/{number}")

@@ -92,14 +92,20 @@ def build_view(one: Build, base: str) -> dict[str, Any]:
     }
 
 
-def image_view(session: Session, one: Image, base: str, *, full: bool = False) -> dict[str, Any]:
-    """Return an image; `full` with its recipe, scripts and provenance."""
+def image_view(
+    session: Session, one: Image, base: str, *, full: bool = False, tags: list[str] | None = None
+) -> dict[str, Any]:
+    """Return an image; `full` with its recipe, scripts and provenance.
+
+    Arguments:
+        tags: those that name it, when they are known already.
+    """
     collection = one.container.collection
     value: dict[str, Any] = {
         "id": one.id,
         "collection": collection.full_name,
         "container": one.container.name,
-        "tags": tags_of(session, one),
+        "tags": tags_of(session, one) if tags is None else tags,
         "tag": one.tag,
         "branch": one.branch,
         "commit": one.commit,

@@ -26,12 +26,20 @@ from pysingularity.hub.api.inside import folder_of, folder_view, two_images
 from pysingularity.hub.api.views import build_view, collection_view, public_url
 from pysingularity.hub.builds.log import STEP, log_path
 from pysingularity.hub.builds.states import FINAL
-from pysingularity.hub.catalog import find_image, get_collection, parse_name, parse_target, search, tags_of
+from pysingularity.hub.catalog import (
+    find_image,
+    get_collection,
+    parse_name,
+    parse_target,
+    search,
+    tags_by_image,
+    tags_of,
+)
 from pysingularity.hub.context import Hub
 from pysingularity.hub.doors import Number, TheHub, Who, base_url, limited
 from pysingularity.hub.errors import NotFound
 from pysingularity.hub.inside import NoListing, compare, environment_of, listing
-from pysingularity.hub.models import Build, Collection, Container, Delivery, Group, Image, Recipe, Star, Tag, User
+from pysingularity.hub.models import Build, Collection, Container, Delivery, Group, Image, Recipe, Star, User
 from pysingularity.hub.pages.pictures import badge, human_size, treemap
 from pysingularity.hub.pages.site import HERE, for_people, prefix_of, render, wants_json
 
@@ -227,12 +235,8 @@ def collection_page(
             query = query.where(Image.id < images_before)
         query = query.options(defer(Image.definition), defer(Image.details), defer(Image.provenance))
         images = list(session.scalars(query.order_by(Image.id.desc()).limit(rows)))
-        tags: dict[int, list[str]] = {}
+        tags = tags_by_image(session, images)
         numbers = [image.id for image in images]
-        for number, tag in session.execute(
-            sa.select(Tag.image_id, Tag.name).where(Tag.image_id.in_(numbers)).order_by(Tag.name)
-        ):
-            tags.setdefault(number or 0, []).append(tag)
         builds = list(
             session.scalars(
                 sa.select(Build).where(Build.collection_id == one.id).order_by(Build.id.desc()).limit(MOST_ROWS)

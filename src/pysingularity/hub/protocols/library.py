@@ -15,12 +15,12 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from pysingularity.hub.accounts.audit import record
 from pysingularity.hub.accounts.rights import Principal, may_change, need_change, need_see, need_user, visible
 from pysingularity.hub.api.views import when
-from pysingularity.hub.catalog import LATEST, container_of, delete_image, find_image, set_tag, tags_of
+from pysingularity.hub.catalog import LATEST, container_of, delete_image, find_image, set_tag, tags_by_image, tags_of
 from pysingularity.hub.doors import TheHub, Who, base_url, limited
 from pysingularity.hub.errors import Forbidden, Invalid, NotFound
 from pysingularity.hub.models import Collection, Container, Group, Image, Manifest, Tag, User
@@ -164,8 +164,8 @@ def container_view(session: Session, one: Container) -> dict[str, Any]:
     }
 
 
-def image_view(session: Session, one: Image) -> dict[str, Any]:
-    """Return an image."""
+def image_view(session: Session, one: Image, tags: list[str] | None = None) -> dict[str, Any]:
+    """Return an image; `tags` when they are known already."""
     collection = one.container.collection
     return {
         "id": str(one.id),
@@ -182,7 +182,7 @@ def image_view(session: Session, one: Image) -> dict[str, Any]:
         "signed": one.signed,
         "encrypted": one.encrypted,
         "arch": one.arch,
-        "tags": tags_of(session, one),
+        "tags": tags_of(session, one) if tags is None else tags,
         "downloadCount": one.pulls,
         "createdBy": one.created_by,
         "createdAt": when(one.created_at),
@@ -358,14 +358,15 @@ def search(
             images = images.where(Image.arch.in_([arch, ""]))
         if signed:
             images = images.where(Image.signed)
+        images = images.options(defer(Image.definition), defer(Image.details), defer(Image.provenance))
+        found = session.scalars(images.order_by(Image.id.desc()).limit(200)).all()
+        tags = tags_by_image(session, found)
         return data(
             {
                 "entity": [{"id": name, "name": name} for name in names],
                 "collection": [collection_view(one) for one in shelves],
                 "container": [container_view(session, one) for one in session.scalars(boxes.limit(50))],
-                "image": [
-                    image_view(session, one) for one in session.scalars(images.order_by(Image.id.desc()).limit(200))
-                ],
+                "image": [image_view(session, one, tags.get(one.id, [])) for one in found],
             }
         )
 
