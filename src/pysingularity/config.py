@@ -24,8 +24,12 @@ TABLE: dict[str, tuple[str, object, tuple[str, ...], str]] = {
     "image driver": (
         WORD,
         "auto",
-        ("auto", "python", "kernel", "unpacked"),
-        "How squashfs images are mounted: our own server (python), the kernel (root only), or unpacked into the cache",
+        ("auto", "python", "squashfuse", "kernel", "unpacked"),
+        (
+            "How squashfs images are mounted: by our own server (python), by squashfuse_ll (which shows owners as they "
+            "are stored), by the kernel (root only), or not at all but unpacked into the cache; auto is the kernel for "
+            "root and our own server for others"
+        ),
     ),
     "warm seconds": (
         NUMBER,

@@ -23,23 +23,19 @@ FILES, ENVIRONMENT, RIGHTS, SPACES, DEVICES, FETCHING, LIMITS = (
     "Limits",
 )
 
-#: Flags of the peers for what is always so here: mount points are provided without overlay where that is needed, images
-#: are served in user space, no host command emulates root, and there is no other mode than the native one.
-HOLDS = ("underlay", "sif-fuse", "no-oci", "no-compat", "ignore-fakeroot-command", "no-tmp-sandbox")
+#: Flags of the peers for what is always so here: images are served in user space, no host command emulates root, and
+#: there is no other mode than the native one.
+HOLDS = ("sif-fuse", "no-oci", "no-compat", "ignore-fakeroot-command", "no-tmp-sandbox")
 #: flag, kind, environment keys, why not and what to do instead
 REFUSED = (
     ("nvccli", FLAG, ("NVCCLI",), "use --nv, or --device nvidia.com/gpu=all with a CDI file of nvidia-ctk"),
-    ("network-args", LIST, ("NETWORK_ARGS",), "forward ports with --network pasta --publish HOST:CONTAINER"),
-    ("netns-path", TEXT, ("NETNS_PATH",), "only root's plugins make such namespaces; use --network none or pasta"),
     ("passphrase", FLAG, (), "encrypted images are not supported"),
     ("pem-path", TEXT, (), "encrypted images are not supported"),
-    ("security", MANY, ("SECURITY",), "use --drop-caps; programs never gain rights here (no_new_privs)"),
     ("allow-setuid", FLAG, (), "programs never gain rights here (no_new_privs)"),
     ("boot", FLAG, (), "a container of ours does not boot an init system"),
     ("fusemount", MANY, ("FUSEMOUNT",), "mount on the host and use --bind"),
     ("sharens", FLAG, (), "each process has its own namespaces; images are shared by themselves"),
     ("runscript-timeout", TEXT, (), "use timeout(1)"),
-    ("ignore-subuid", FLAG, (), "set SINGULARITY_ROOTLESS=notify"),
     ("ignore-userns", FLAG, (), "containers need user namespaces; see: singularity doctor"),
     ("oci", FLAG, ("OCI",), "there is no runc mode; --compat behaves like Docker"),
 )
@@ -135,6 +131,7 @@ OPTIONS: tuple[Option, ...] = (
         env=("IMAGE_CWD",),
         group=FILES,
     ),
+    Option("underlay", "Provide mount points by binds instead of an overlay", env=("UNDERLAY",), group=FILES),
     # Environment
     Option(
         "cleanenv",
@@ -205,6 +202,15 @@ OPTIONS: tuple[Option, ...] = (
         env=("DROP_CAPS",),
         group=RIGHTS,
     ),
+    Option(
+        "security",
+        "Confine the program: seccomp:PROFILE.json, apparmor:PROFILE, selinux:CONTEXT, or as root uid:N, gid:N[:N...]",
+        kind=MANY,
+        metavar="KIND:VALUE",
+        env=("SECURITY",),
+        group=RIGHTS,
+    ),
+    Option("ignore-subuid", "Emulate root without subordinate ids", hidden=True, group=RIGHTS),
     # Namespaces
     Option("pid", "Give the container its own processes", short="p", env=("PID", "UNSHARE_PID"), group=SPACES),
     Option("no-init", "Make the program process 1 of --pid", env=("NO_INIT", "NOSHIMINIT"), group=SPACES),
@@ -230,6 +236,23 @@ OPTIONS: tuple[Option, ...] = (
         kind=LIST,
         metavar="HOST:CONTAINER",
         env=("PUBLISH",),
+        group=SPACES,
+    ),
+    Option(
+        "network-args",
+        "With --net: portmap=HOST:CONTAINER[/tcp|/udp], the same as --publish",
+        kind=LIST,
+        metavar="KEY=VALUE",
+        env=("NETWORK_ARGS",),
+        hidden=True,
+        group=SPACES,
+    ),
+    Option(
+        "netns-path",
+        "Join the network namespace at PATH (root)",
+        kind=TEXT,
+        metavar="PATH",
+        env=("NETNS_PATH",),
         group=SPACES,
     ),
     Option("uts", "Give the container its own host name", env=("UTS", "UNSHARE_UTS"), group=SPACES),

@@ -60,13 +60,16 @@ class Pending:
             self.child = 0
 
 
-def serve(path: str, offset: int, size: int, inside: tuple[int, int], *, squash: bool = True) -> Pending:
+def serve(
+    path: str, offset: int, size: int, inside: tuple[int, int], *, squash: bool = True, program: str = ""
+) -> Pending:
     """Start a server for the squashfs in a file.
 
     Arguments:
         path: the file; `offset` and `size` say where in it, in bytes (size 0: up to the end).
         inside: uid and gid of this process in its user namespace.
         squash: show all files as belonging to `inside`.
+        program: path of squashfuse_ll, to be the server instead of us.
 
     Raises:
         ImageError: the file system is damaged.
@@ -85,6 +88,8 @@ def serve(path: str, offset: int, size: int, inside: tuple[int, int], *, squash:
         # Twice: the container's program must not find a child that it did not start.
         if posix.fork() == 0:
             try:
+                if program:
+                    _serve_by(program, offset, device, file, wait)
                 _serve(Server(image, inside if squash else None), device, file, wait)
             finally:
                 posix._exit(1)
@@ -94,15 +99,32 @@ def serve(path: str, offset: int, size: int, inside: tuple[int, int], *, squash:
     return Pending(path, device, go, child, inside)
 
 
-def _serve(server: Server, device: int, file: int, wait: int) -> None:
-    """Be the server: alone in a session, without a terminal, a folder, or anybody else's descriptors."""
+def _alone(*keep: int) -> None:
+    """Be alone in a session, without a terminal, a folder, or anybody else's descriptors."""
     posix.setsid()
     posix.chdir("/")
     null = posix.open("/dev/null", posix.O_RDWR)
     for number in (0, 1, 2):
-        if number not in (device, file, wait):
+        if number not in keep:
             posix.dup2(null, number)
-    close_others((0, 1, 2, device, file, wait))
+    close_others((0, 1, 2, *keep))
+
+
+def _serve_by(program: str, offset: int, device: int, file: int, wait: int) -> None:
+    """Become squashfuse_ll once the file system is mounted; libfuse 3 takes an open device as mount point."""
+    _alone(device, file, wait)
+    if posix.read(wait, 1):
+        posix.set_inheritable(device, True)
+        posix.set_inheritable(file, True)
+        posix.close(wait)
+        options = f"offset={offset}"
+        posix.execv(program, [program, "-f", "-o", options, f"/proc/self/fd/{file}", f"/dev/fd/{device}"])
+    posix._exit(0)
+
+
+def _serve(server: Server, device: int, file: int, wait: int) -> None:
+    """Be the server."""
+    _alone(device, file, wait)
     set_name("singularity-fs")
     # The caller's other processes could otherwise look into this one, which holds rights in the namespace.
     set_dumpable(False)

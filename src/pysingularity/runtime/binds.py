@@ -248,7 +248,7 @@ def _attach(session: Session, one: Mount, target: int) -> None:
     elif one.kind == MQUEUE:
         mount("mqueue", place, "mqueue", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     elif one.kind == DEV:
-        tree = open_tree(_minimal_dev(session))
+        tree = open_tree(_minimal_dev(session, terminals=not one.part))
         move_mount(tree, target)
         posix.close(tree)
 
@@ -293,8 +293,8 @@ def _link(root: int, one: Mount) -> None:
         posix.close(folder)
 
 
-def _minimal_dev(session: Session) -> str:
-    """Make a /dev with the harmless nodes, its own pseudo terminals and shared memory; return its path."""
+def _minimal_dev(session: Session, *, terminals: bool) -> str:
+    """Make a /dev with the harmless nodes, shared memory and (terminals) its own pseudo terminals; return its path."""
     path = session.folder("dev")
     mount("tmpfs", path, "tmpfs", MS_NOSUID, "mode=0755,size=4m")
     for name in NODES:
@@ -309,12 +309,14 @@ def _minimal_dev(session: Session) -> str:
         posix.close(descriptor)
         posix.close(tree)
     for name, source in LINKS:
-        posix.symlink(source, f"{path}/{name}")
-    posix.mkdir(f"{path}/pts", 0o755)
-    try:
-        mount("devpts", f"{path}/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
-    except OSError as error:
-        messages.verbose(f"/dev/pts is left out: {error.strerror}")
+        if terminals or name != "ptmx":
+            posix.symlink(source, f"{path}/{name}")
+    if terminals:
+        posix.mkdir(f"{path}/pts", 0o755)
+        try:
+            mount("devpts", f"{path}/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
+        except OSError as error:
+            messages.verbose(f"/dev/pts is left out: {error.strerror}")
     posix.mkdir(f"{path}/shm", 0o1777)
     size = session.spec.session_size
     mount("tmpfs", f"{path}/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={size}m")

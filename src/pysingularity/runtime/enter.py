@@ -16,7 +16,7 @@ from pysingularity import messages
 from pysingularity.errors import HostError, SingularityError, UserError
 from pysingularity.linux import capabilities
 from pysingularity.linux.mounts import MNT_DETACH, MS_REC, MS_SLAVE, mount, move_mount, pivot_root, unmount
-from pysingularity.linux.namespaces import NEWNET, NEWNS, NEWPID, NEWUSER, map_self, sethostname, unshare
+from pysingularity.linux.namespaces import NEWNET, NEWNS, NEWPID, NEWUSER, map_self, sethostname, setns, unshare
 from pysingularity.linux.process import (
     SIGKILL,
     close_others,
@@ -191,6 +191,8 @@ def _leave_host(spec: LaunchSpec, warm: Warm | None) -> dict[int, Pending]:
     files = [layer for layer in spec.layers() if layer.kind == SQUASHFS]
     pending: dict[int, Pending] = {}
     try:
+        if spec.netns >= 0 and spec.identity == KEEP:
+            setns(spec.netns, NEWNET)
         if warm is not None and len(files) == 1 and warm.join(rest):
             return pending
         if spec.identity == KEEP or (warm is not None and warm.joined):
@@ -202,9 +204,11 @@ def _leave_host(spec: LaunchSpec, warm: Warm | None) -> dict[int, Pending]:
         if files:
             from pysingularity.image.mount import serve
 
+            program = spec.programs.get("squashfuse_ll", "")
             for layer in files:
                 if id(layer) not in pending and not _by_kernel(spec):
-                    pending[id(layer)] = serve(layer.path, layer.offset, layer.size, inside, squash=spec.squash_owners)
+                    where = (layer.path, layer.offset, layer.size, inside)
+                    pending[id(layer)] = serve(*where, squash=spec.squash_owners, program=program)
         if files or spec.identity == KEEP:
             unshare(rest)
     except OSError as error:
@@ -216,7 +220,7 @@ def _leave_host(spec: LaunchSpec, warm: Warm | None) -> dict[int, Pending]:
 
 def _by_kernel(spec: LaunchSpec) -> bool:
     """Say whether the kernel itself may mount images here: real root, loop devices present."""
-    return spec.driver != "python" and _real_root(spec)
+    return spec.driver not in ("python", "squashfuse") and _real_root(spec)
 
 
 def _real_root(spec: LaunchSpec) -> bool:
@@ -418,6 +422,8 @@ def become(spec: LaunchSpec) -> NoReturn:
     restore_signals()
     if spec.capabilities is not None:
         capabilities.drop_bounding(spec.capabilities)
+    if spec.security is not None:
+        spec.security.become_user()
     if spec.ambient:
         _grant(spec.ambient)
     if spec.no_new_privs:
@@ -427,6 +433,8 @@ def become(spec: LaunchSpec) -> NoReturn:
     # Afterwards, because emulation talks to its supervisor through a descriptor of its own.
     if spec.keep_descriptors is not None:
         close_others((0, 1, 2, *spec.keep_descriptors))
+    if spec.security is not None:
+        spec.security.confine()
     _execute(path, argv, env)
 
 

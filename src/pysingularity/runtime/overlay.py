@@ -189,6 +189,9 @@ class Session:
         missing = [] if spec.writable else _missing(root, wanted)
         if not missing and not spec.upper:
             return root
+        if spec.underlay and not spec.upper:
+            posix.close(root)
+            return self._underlay(base, missing)
         lower = list(reversed(paths))
         if missing:
             skeleton = self.folder("skeleton")
@@ -213,9 +216,73 @@ class Session:
                     f"changes cannot go to {spec.upper}: the kernel refused the overlay: {error.strerror}",
                     hint="" if spec.upper == "tmpfs" else hint,
                 ) from None
-            messages.verbose(f"no overlay here ({error.strerror}): {len(missing)} mount points are missing")
-            path = base
+            messages.verbose(f"no overlay here ({error.strerror}): mount points are provided by binds")
+            return self._underlay(base, missing)
         return posix.open(path, O_PATH | O_DIRECTORY | O_CLOEXEC)
+
+    def _underlay(self, base: str, missing: list[tuple[Mount, list[str]]]) -> int:
+        """Make a tree in memory with the missing mount points, and bind everything else of `base` into it, read-only.
+
+        For kernels and file systems of which no overlay can be made: Linux before 5.11, or without the module.
+        """
+        wanted: dict[str, object] = {}  # name → the same for what lies below, or whether it is a folder
+        for one, place in missing:
+            at = wanted
+            for name in place[:-1]:
+                below_it = at.setdefault(name, {})
+                if not isinstance(below_it, dict):  # a file is wanted here; the deeper mount will be refused
+                    break
+                at = below_it
+            else:
+                at.setdefault(place[-1], {} if self.is_folder(one) else False)
+        path = self.folder("under")
+        source = posix.open(base, O_PATH | O_DIRECTORY | O_CLOEXEC)
+        try:
+            self._fill(path, source, wanted)
+        finally:
+            posix.close(source)
+        tree = open_tree(path)
+        set_attributes(tree, ATTR_RDONLY | ATTR_NODEV | ATTR_NOSUID, recursive=False)
+        root = posix.open(self.folder("root2"), O_PATH | O_DIRECTORY | O_CLOEXEC)
+        move_mount(tree, root)
+        posix.close(root)
+        posix.close(tree)
+        return posix.open(f"{self.place}/root2", O_PATH | O_DIRECTORY | O_CLOEXEC)
+
+    def _fill(self, path: str, source: int, wanted: dict[str, object]) -> None:
+        """Make a folder's entries: those that lead to a wanted place anew, the others as binds; links stay links."""
+        posix.chmod(path, posix.fstat(source).st_mode & 0o7777 | 0o700)
+        reader = posix.open(f"/proc/self/fd/{source}", posix.O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        try:
+            names = posix.listdir(reader)
+        finally:
+            posix.close(reader)
+        for name in names:
+            entry = posix.open(name, O_PATH | O_NOFOLLOW | O_CLOEXEC, dir_fd=source)
+            try:
+                kind = posix.fstat(entry).st_mode & 0o170000
+                below_it = wanted.get(name)
+                target = f"{path}/{name}"
+                if kind == 0o120000:
+                    posix.symlink(posix.readlink("", dir_fd=entry), target)
+                    continue
+                if kind == 0o040000:
+                    posix.mkdir(target, 0o755)
+                    if isinstance(below_it, dict) and below_it:
+                        self._fill(target, entry, below_it)
+                        continue
+                else:
+                    _touch(target)
+                tree = open_tree("", directory=entry)
+                place = posix.open(target, O_PATH | O_CLOEXEC)
+                move_mount(tree, place)
+                posix.close(place)
+                posix.close(tree)
+            finally:
+                posix.close(entry)
+        for name, below_it in wanted.items():
+            if name not in names:
+                _make(f"{path}/{name}", below_it)
 
     def _into_changes(self, target: str, lower: list[str], flags: int) -> None:
         """Lay what is mounted at `changes` over the other layers: by the kernel if it lets us, else by a program."""
@@ -268,6 +335,20 @@ class Session:
         self.changes = -1
         self.trees.clear()
         self.upper = None
+
+
+def _touch(path: str) -> None:
+    posix.close(posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | O_CLOEXEC, 0o644))
+
+
+def _make(path: str, wanted: object) -> None:
+    """Make an empty file (False), or a folder with what is wanted in it."""
+    if not isinstance(wanted, dict):
+        _touch(path)
+        return
+    posix.mkdir(path, 0o755)
+    for name, below_it in wanted.items():
+        _make(f"{path}/{name}", below_it)
 
 
 def _initial_namespace() -> bool:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pysingularity.cli.options import Arguments
     from pysingularity.config import Settings
     from pysingularity.runtime.network import Connection
+    from pysingularity.runtime.security import Security
 
 #: Folders of the host that never stand in for the container's own, even when the user is in one of them.
 SYSTEM_FOLDERS = {
@@ -209,14 +210,17 @@ class _Preparation:
             name=self._name(),
             explain=bool(options.explain_env),
             before_start=self._limits(),
+            underlay=bool(options.underlay),
+            netns=self._netns(keep),
         )
+        spec.security = self._security(spec)
         if self.fakeroot:
             self._become_root(spec)
         return spec
 
     def joining(self) -> LaunchSpec:
         options = self.options
-        return LaunchSpec(
+        spec = LaunchSpec(
             image=Layer(SANDBOX, self.path),
             argv=self.words,
             env=self._environment([]),
@@ -229,6 +233,32 @@ class _Preparation:
             explain=bool(options.explain_env),
             name=self._name(),
         )
+        spec.security = self._security(spec)
+        return spec
+
+    def _security(self, spec: LaunchSpec) -> Security | None:
+        """Return what confines the program, None for nothing."""
+        texts = [str(one) for one in self.options.security]  # type: ignore[attr-defined]
+        if not texts:
+            return None
+        from pysingularity.runtime.security import Security  # brings ctypes and json in
+
+        full = _capability("all") if spec.capabilities is None else spec.capabilities
+        return Security(texts, full if spec.identity == KEEP else spec.ambient)
+
+    def _netns(self, keep: bool) -> int:
+        """Return a descriptor of the network namespace that --netns-path names, -1 for none."""
+        path = self.options.netns_path
+        if not path:
+            return -1
+        if self.options.net or self.options.network:
+            raise UsageError("two-networks", "--netns-path and --net cannot both be given")
+        if not keep or self.user.uid != 0:
+            raise UserError("needs-root", "--netns-path needs root", hint="use --network none or --network pasta")
+        try:
+            return posix.open(str(path), posix.O_RDONLY | posix.O_CLOEXEC)
+        except OSError as error:
+            raise UserError("no-network", f"--netns-path {path}: {error.strerror}") from None
 
     def _name(self) -> str:
         return self.path.rstrip("/").rpartition("/")[2] or "/"
@@ -325,6 +355,17 @@ class _Preparation:
         from pysingularity.image.mount import fuse_usable
 
         driver = "unpacked" if self.options.unsquash else str(self.settings["image driver"])
+        if driver == "squashfuse" and "squashfuse_ll" not in self.programs:
+            from pysingularity.runtime.helpers import find
+
+            program = find("squashfuse_ll", self.environ.get("PATH", ""))
+            if not program:
+                raise HostError(
+                    "no-squashfuse",
+                    "the setting is image driver = squashfuse, and squashfuse_ll is not installed",
+                    hint="administrator: install squashfuse, or set image driver = auto",
+                )
+            self.programs["squashfuse_ll"] = program
         kernel = self.user.uid == 0 and posix.access("/dev/loop-control", posix.R_OK)
         if driver != "unpacked" and (fuse_usable() or (kernel and driver != "python")):
             return layer
@@ -410,7 +451,7 @@ class _Preparation:
         dev = str(self.settings["mount dev"])
         if "dev" not in without and dev != "no":
             if self.contain or dev == "minimal":
-                self._add(DEV, "/dev")
+                self._add(DEV, "/dev", part="devpts" if "devpts" in without else "")
                 if self.options.ipc or self.contain_all:
                     self._add(MQUEUE, "/dev/mqueue")
             else:
@@ -475,11 +516,14 @@ class _Preparation:
         if not target.startswith("/"):
             raise UserError("bad-home", f"--home {text}: the place in the container must be an absolute path")
         if not _is_folder(source):
-            raise UserError("no-home", f"--home {text}: there is no folder {source}")
+            # The peers say nothing and go on, and scripts rely on it; the variable and passwd name the place anyway.
+            messages.warning(f"--home {text}: there is no folder {source}, so nothing is mounted")
         return source, normal(target)
 
     def _home_mount(self) -> None:
         given = bool(self.options.home)
+        if given and not _is_folder(self.home_source):
+            return  # said in `_home`
         if ("home" in self.without or self.options.no_home) and not given:
             return
         if self.home == "/":
@@ -651,12 +695,8 @@ class _Preparation:
             del forced["HOME"]
         path, prepend, append = (forced.pop(name, "") for name in ("PATH", "PREPEND_PATH", "APPEND_PATH"))
         container = self._absolute(self.path)
-        listed = ",".join(
-            f"{one.source}:{one.target}{':ro' if one.readonly else ''}"
-            if one.source != one.target or one.readonly
-            else one.source
-            for one, _ in binds
-        )
+        # The places in the container: a container inside this one finds what was bound there.
+        listed = ",".join(one.target for one, _ in binds)
         own = {
             "CONTAINER": container,
             "NAME": self._name(),
@@ -674,7 +714,8 @@ class _Preparation:
         )
         fixed = [*base, "USER_PATH"]
         fixed.remove("PATH")
-        base["USER_PATH"] = environ.get("PATH", "")
+        if not clean:
+            base["USER_PATH"] = environ.get("PATH", "")
         base["PS1"] = PROMPT
         base["PROMPT_COMMAND"] = f'PS1="{PROMPT}"; unset PROMPT_COMMAND'
         if clean:
@@ -738,14 +779,22 @@ class _Preparation:
     def _network(self) -> Connection | None:
         """Return what connects the container's own network, None for nothing."""
         name = str(self.options.network or "")
+        ports = [str(one) for one in self.options.publish]  # type: ignore[attr-defined]
+        for text in self.options.network_args:  # type: ignore[attr-defined]
+            key, _, value = str(text).partition("=")
+            if key != "portmap" or not value:
+                raise UserError(
+                    "no-network-args",
+                    f"--network-args {text}: only portmap=HOST:CONTAINER can be had without root's plugins",
+                )
+            ports.append(value)
         if name == "none":
-            if self.options.publish:
+            if ports:
                 raise UsageError("no-network", "--publish needs a network: --network pasta")
             return None
         if name in ("", "pasta", "slirp4netns"):
             from pysingularity.runtime.network import Connection
 
-            ports = [str(one) for one in self.options.publish]  # type: ignore[attr-defined]
             return Connection(ports, self.environ.get("PATH", env_rules.DEFAULT_PATH))
         raise HostError(
             "no-network",
@@ -755,8 +804,10 @@ class _Preparation:
 
     def _become_root(self, spec: LaunchSpec) -> None:
         """Make this process root of a user namespace; from here on the caller's own rights are those of that root."""
-        from pysingularity.runtime.rootless import become_root
+        from pysingularity.runtime.rootless import NOTIFY, VARIABLE, become_root
 
+        if self.options.ignore_subuid:
+            self.environ.setdefault(VARIABLE, NOTIFY)
         messages_level, messages.level = messages.level, min(messages.level, messages.WARNING)
         try:
             way = become_root(environ=self.environ)

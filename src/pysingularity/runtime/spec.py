@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pysingularity.runtime.environment import EnvironmentPlan
     from pysingularity.runtime.network import Connection
+    from pysingularity.runtime.security import Security
 
 #: Kinds of Mount. BIND: files of the host; FILE: a generated file; TMPFS: an empty folder in memory; PROC, DEVPTS,
 #: MQUEUE: kernel file systems; DEV: a minimal /dev; LINK: a symbolic link, made only where we own the folder.
@@ -48,7 +49,7 @@ class Mount:
         trusted: keep device nodes and set-user-id bits of the source usable (the host's /dev).
         mode: permission bits of a FILE or TMPFS.
         size: bound of a TMPFS in MiB, 0 for the session's own.
-        part: path inside `source` when that is an image (image-src), or "".
+        part: path inside `source` when that is an image (image-src); what a DEV does not get ("devpts"); or "".
         image: the layer to take `part` from, when `source` is an image.
     """
 
@@ -128,6 +129,7 @@ class LaunchSpec:
         overlays: layers over the image, lowest first; all read-only.
         upper: where changes go instead of the image: "" nowhere, "tmpfs" memory, or a folder with `upper` and `work`.
         upper_layer: `upper` is no folder but this file system in a file.
+        underlay: provide missing mount points by binds of everything around them, even where an overlay could be made.
         programs: name → path of programs that mount what neither the kernel nor we can (`helpers`).
         mounts: in the order of wishes; `enter` sorts them by depth.
         create: make missing mount points in a writable image itself.
@@ -145,7 +147,9 @@ class LaunchSpec:
         ambient: mask of capabilities that a program gets though its user is not root: those of the own user namespace.
         session_size: bound of everything written into memory, in MiB.
         squash_owners: show all files of a squashfs image as belonging to the user (an n→n map has no other ids).
-        driver: how squashfs images are mounted: "auto", "python", "kernel".
+        driver: how squashfs images are mounted: "auto", "python", "kernel", "squashfuse".
+        security: confines the program right before it starts (`security`); None for nothing.
+        netns: descriptor of a network namespace to join; -1 for none.
         emulate_root: called in the program's process, inside the container, right before it starts (it may install a
             system call filter and fork a supervisor); None for no emulation. Import what it needs beforehand: the
             host's file system is out of sight then.
@@ -188,15 +192,18 @@ class LaunchSpec:
         "mounts",
         "name",
         "namespaces",
+        "netns",
         "no_new_privs",
         "overlays",
         "pid_namespace",
         "programs",
+        "security",
         "session_size",
         "shell",
         "squash_owners",
         "started",
         "umask",
+        "underlay",
         "upper",
         "upper_layer",
         "warm",
@@ -216,6 +223,7 @@ class LaunchSpec:
         overlays: Sequence[Layer] = (),
         upper: str = "",
         upper_layer: Layer | None = None,
+        underlay: bool = False,
         programs: dict[str, str] | None = None,
         mounts: Sequence[Mount] = (),
         create: bool = False,
@@ -234,6 +242,8 @@ class LaunchSpec:
         session_size: int = 64,
         squash_owners: bool = True,
         driver: str = "auto",
+        security: Security | None = None,
+        netns: int = -1,
         emulate_root: Callable[[], None] | None = None,
         before_start: Callable[[], None] | None = None,
         started: Callable[[int], None] | None = None,
@@ -256,7 +266,8 @@ class LaunchSpec:
         self.app, self.shell, self.connection, self.explain = app, shell, connection, explain
         self.loopback, self.warm, self.name, self.started, self.lingers = loopback, warm, name, started, lingers
         self.failure, self.ambient, self.inside = failure, ambient, inside
-        self.upper_layer, self.programs = upper_layer, programs or {}
+        self.upper_layer, self.programs, self.underlay = upper_layer, programs or {}, underlay
+        self.security, self.netns = security, netns
 
     def layers(self) -> list[Layer]:
         """Return all file trees that take part, also those of which binds take a part."""
