@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the launcher runs, as a file: `python3 -I -S start.py ARGUMENTS`.
+"""What the launcher runs; also by hand: `python3 -I -S start.py ARGUMENTS`.
 
 Without `site` and isolated there is no path to this package, and giving one would make every import list a large
 site-packages. So the package is made known by hand, with its own folder as the only place to look.

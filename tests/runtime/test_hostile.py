@@ -154,7 +154,9 @@ def test_image_replaced_while_it_runs_goes_on_with_the_old_one(as_user, image, b
 
 def test_killed_server_ends_the_program_instead_of_hanging_it(as_user, image):
     before = servers()
-    words = ["singularity", "exec", str(image), "sh", "-c", "echo $$; while cat /bin/busybox >/dev/null; do :; done"]
+    # A new name each time: what has been read once comes out of the kernel's cache, server or not.
+    script = "echo $$; n=0; while ls /bin/no$n 2>&1 | grep -q 'No such'; do n=$((n + 1)); done"
+    words = ["singularity", "exec", str(image), "sh", "-c", script]
     child = as_user.popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     child.stdout.readline()
     mine = servers() - before
