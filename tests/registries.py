@@ -47,7 +47,7 @@ class FakeRegistry:
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, tuple[bytes, str]] = {}
         self.log: list[tuple[str, str, dict[str, str]]] = []
-        self.spoil = None
+        self.spoil, self.ranges = None, True
         self.password, self.token = password, token
         registry = self
 
@@ -78,10 +78,11 @@ class FakeRegistry:
                     self.answer(200, data, Content_Type=media, Docker_Content_Digest=digest(data))
                 elif kind.endswith("/blobs") and name in registry.blobs:
                     data = registry.blobs[name]
-                    start = self.headers.get("Range", "")
-                    if start:
-                        at = int(start.removeprefix("bytes=").rstrip("-"))
-                        self.answer(206, data[at:], Content_Range=f"bytes {at}-{len(data) - 1}/{len(data)}")
+                    wanted = self.headers.get("Range", "")
+                    if wanted and registry.ranges:
+                        start, _, last = wanted.removeprefix("bytes=").partition("-")
+                        at, end = int(start), int(last) + 1 if last else len(data)
+                        self.answer(206, data[at:end], Content_Range=f"bytes {at}-{end - 1}/{len(data)}")
                     else:
                         self.answer(200, data)
                 else:

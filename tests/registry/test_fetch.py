@@ -10,6 +10,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -96,6 +98,71 @@ def test_cut_download_is_continued_by_range(fake, settings, quick):
     fake.spoil = spoil
     assert content(pull(reference, settings()).path, "big") == BIG
     assert cuts[0] == 0 and cuts == sorted(cuts) and cuts[1] > 0
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Blobs of more than 1 MiB come in parts of 256 KiB."""
+    monkeypatch.setattr("pysingularity.registry.blobs.IN_PARTS", 1 << 20)
+    monkeypatch.setattr("pysingularity.registry.blobs.PART", 1 << 18)
+
+
+def asked_for(fake, layer):
+    return [headers.get("Range", "") for _, path, headers in fake.log if digest(layer) in path]
+
+
+@pytest.mark.usefixtures("parts")
+def test_large_blob_comes_in_parts_over_several_connections(fake, settings):
+    layer = gz(("big", BIG))
+    reference = fake.add([layer])
+    now, most, lock = [0], [0], threading.Lock()
+
+    def slow(handler):
+        if digest(layer) in handler.path:
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            time.sleep(0.05)
+            with lock:
+                now[0] -= 1
+        return False
+
+    fake.spoil = slow
+    assert content(pull(reference, settings()).path, "big") == BIG
+    ranges = asked_for(fake, layer)
+    assert len(ranges) == -(-len(layer) // (1 << 18)) and len(set(ranges)) == len(ranges)
+    assert 1 < most[0] <= 4
+
+
+@pytest.mark.usefixtures("parts")
+def test_registry_without_ranges_is_asked_for_one_part_only(fake, settings):
+    layer = gz(("big", BIG))
+    reference = fake.add([layer])
+    fake.ranges = False
+    assert content(pull(reference, settings()).path, "big") == BIG
+    assert asked_for(fake, layer) == ["bytes=0-262143", ""]
+
+
+@pytest.mark.usefixtures("parts", "quick")
+def test_part_that_fails_is_fetched_again_and_what_came_before_stays(fake, settings, environ):
+    layer = gz(("big", BIG))
+    reference = fake.add([layer])
+    partial = Cache.open(environ).path("partial", digest(layer))
+    with open(partial, "wb") as file:
+        file.write(layer[:300_000])
+    failed = []
+
+    def spoil(handler):
+        if digest(layer) in handler.path and "bytes=1348576-" in handler.headers.get("Range", "") and not failed:
+            failed.append(handler.headers["Range"])
+            handler.answer(206, b"short", Content_Range=f"bytes 1348576-1348580/{len(layer)}")
+            return True
+        return False
+
+    fake.spoil = spoil
+    assert content(pull(reference, settings()).path, "big") == BIG
+    ranges = asked_for(fake, layer)
+    assert failed and ranges[0].startswith("bytes=300000-") and ranges[-1] == "bytes=1348576-"
 
 
 def test_partial_blob_of_a_killed_process_is_resumed(fake, settings, environ):

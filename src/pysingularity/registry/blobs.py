@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blobs on their way: downloads that readers follow while they grow, continued after cuts, checked at the end.
 
-A `Download` runs in a thread of a `Downloads` group; `open` gives a reader that waits for bytes still to come. With
+A `Download` runs in a thread of a `Downloads` group; `open` gives a reader that waits for bytes still to come. A large
+blob comes in parts over several connections, which pays over distant links; parts are written in their order, so that
+what is there is always the beginning. With
 a cache the bytes go to `partial/` under a lock for the digest, so that two processes never fetch one blob twice and
 the next process continues what a killed one left. Without a cache they go to an unnamed file. Size and SHA-256 are
 checked before a reader is told that all is there.
@@ -12,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import urllib3
@@ -25,6 +29,8 @@ from pysingularity.registry.oci import Descriptor
 PIECE = 1 << 18
 #: Downloads at once, and how often a cut one is continued without a byte of progress.
 AT_ONCE, PATIENCE = 4, 5
+#: Blobs with more bytes to come than this are fetched in parts of PART bytes, over CONNECTIONS connections.
+IN_PARTS, PART, CONNECTIONS = 256 << 20, 8 << 20, 4
 
 
 class LayerSource(Protocol):
@@ -48,11 +54,12 @@ class Download:
 
     Arguments:
         blob: digest and size.
-        start: opens the blob at an offset: status 206 continues, 200 begins anew, 416 means that there is no more.
+        start: opens the blob at an offset, to its end or to another offset (0: its end): status 206 continues, 200
+            begins anew, 416 means that there is no more.
         tell: told how many bytes have come (negative when a download begins anew).
     """
 
-    def __init__(self, blob: Descriptor, start: Callable[[int], Answer], tell: Callable[[int], None]) -> None:
+    def __init__(self, blob: Descriptor, start: Callable[[int, int], Answer], tell: Callable[[int], None]) -> None:
         self.blob, self.name = blob, blob.digest[:19] + "…"
         self.path: str | None = None
         self.fd = -1
@@ -68,6 +75,7 @@ class Download:
         self._start, self._tell = start, tell
         self._change = threading.Condition()
         self._stop = threading.Event()
+        self._give_up_parts, self._in_parts = threading.Event(), False
 
     def stop(self) -> None:
         """Give the download up."""
@@ -163,10 +171,12 @@ class Download:
             self._change.notify_all()
         failures = old = 0
         what = f"blob {self.name}"
+        if size - have > IN_PARTS:
+            have = self._fetch_parts(have, digest)  # as far as all is well; the rest is for the patient way
         while have < size:
             before = have
             try:
-                answer = self._start(have)
+                answer = self._start(have, 0)
                 if answer.status == 416 or (answer.status == 200 and have):
                     if have:  # begin anew; what is there is compared, for a reader may have used it already
                         self._tell(-have)
@@ -218,6 +228,57 @@ class Download:
             raise RegistryError(
                 "digest-mismatch", f"{what}: what came is not what its digest says; nothing of it is kept"
             )
+
+    def _fetch_parts(self, have: int, digest: hashlib._Hash) -> int:
+        """Fetch parts at once, up to the first that cannot be had; return how many bytes are there then."""
+        size = self.blob.size
+        waiting: deque[Future[bytearray | None]] = deque()
+        asked = have
+        with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="part") as pool:
+            try:
+                while have < size:
+                    # The first part goes alone: whoever does not know ranges is asked once.
+                    most = CONNECTIONS + 1 if self._in_parts else 1
+                    while asked < size and len(waiting) < most:
+                        end = min(asked + PART, size)
+                        waiting.append(pool.submit(self._part, asked, end))
+                        asked = end
+                    data = waiting.popleft().result()
+                    if self._stop.is_set():
+                        raise Stopped
+                    if data is None:
+                        break
+                    self._in_parts = True
+                    _write(self.fd, data, have)
+                    digest.update(data)
+                    have += len(data)
+                    self._tell(len(data))
+                    with self._change:
+                        self.have = have
+                        self._change.notify_all()
+            finally:
+                self._give_up_parts.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+        return have
+
+    def _part(self, start: int, end: int) -> bytearray | None:
+        """Return some bytes of the blob, None when the registry does not give exactly these."""
+        found = bytearray(end - start)
+        at = 0
+        try:
+            answer = self._start(start, end)
+            if answer.status != 206 or _whole_size(answer) != self.blob.size:
+                answer.close()
+                return None
+            for data in answer.pieces(PIECE):
+                if self._give_up_parts.is_set() or self._stop.is_set() or at + len(data) > len(found):
+                    answer.close()
+                    return None
+                found[at : at + len(data)] = data
+                at += len(data)
+        except (urllib3.exceptions.HTTPError, OSError, RegistryError):
+            return None
+        return found if at == len(found) else None
 
     def open(self) -> Callable[[int], bytes]:
         """Return a reader from the start; it waits for bytes that are still to come."""
@@ -388,7 +449,7 @@ def _whole_size(answer: Answer) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _write(fd: int, data: bytes, at: int) -> None:
+def _write(fd: int, data: bytes | bytearray, at: int) -> None:
     view = memoryview(data)
     while view:
         count = os.pwrite(fd, view, at)

@@ -371,8 +371,8 @@ class _Job:
                 title = f"layer {number + 1}/{len(layers)} {layer.digest[7:19]}"
                 tell = board.line(title, layer.size)
 
-                def start(offset: int, layer: oci.Descriptor = layer) -> object:
-                    return repository.open_blob(layer, offset)
+                def start(offset: int, end: int, layer: oci.Descriptor = layer) -> object:
+                    return repository.open_blob(layer, offset, end)
 
                 one = unique[layer.digest] = Download(layer, start, tell)  # type: ignore[arg-type]
                 total += layer.size

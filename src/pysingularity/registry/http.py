@@ -117,7 +117,7 @@ class Http:
             options: dict[str, Any] = {
                 "timeout": urllib3.Timeout(connect=30, read=60),
                 "retries": False,
-                "maxsize": 8,
+                "maxsize": 16,
                 "headers": {"User-Agent": f"singularity/{FULL}", "Accept-Encoding": "identity"},
                 "ssl_context": _context(insecure, certificates, self._environ),
             }

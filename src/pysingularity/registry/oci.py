@@ -335,13 +335,16 @@ class Repository:
                 )
         return parse_manifest(data, digest, media.partition(";")[0], what)
 
-    def open_blob(self, blob: Descriptor, offset: int = 0) -> Answer:
+    def open_blob(self, blob: Descriptor, offset: int = 0, end: int = 0) -> Answer:
         """Return the answer with a blob's bytes from an offset (status 206), or all of them (200).
+
+        Arguments:
+            end: offset behind the last byte wanted; 0 for all that follow.
 
         Raises:
             RegistryError: the registry does not have it.
         """
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        headers = {"Range": f"bytes={offset}-{end - 1 if end else ''}"} if offset or end else {}
         try:
             return self.ask("GET", f"blobs/{blob.digest}", headers, wanted=(200, 206), tolerated=(416,))
         except RegistryError as error:
