@@ -11,7 +11,25 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = ("sh", "cat", "ls", "id", "mkdir", "touch", "rm", "env", "sleep", "stat", "chown", "chmod", "ln", "mv", "dd")
+TOOLS = (
+    "sh",
+    "cat",
+    "ls",
+    "id",
+    "mkdir",
+    "touch",
+    "rm",
+    "env",
+    "sleep",
+    "stat",
+    "chown",
+    "chmod",
+    "ln",
+    "mv",
+    "dd",
+    "cp",
+    "tar",
+)
 
 
 def make_root(root: Path, tools: tuple[str, ...] = TOOLS) -> Path:

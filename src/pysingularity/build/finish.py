@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pysingularity.build import bootstrap
 from pysingularity.build import plan as plans
 from pysingularity.build.frame import Frame
+from pysingularity.build.history import record
 from pysingularity.build.plan import Step
 from pysingularity.build.request import IMAGE, SANDBOX
 from pysingularity.build.sections import app_entries, metadata_entries
@@ -200,8 +201,10 @@ class Finish(Frame):
             return
         with output.OutputFolder(request.target, force=request.force) as folder:
             os.chmod(folder.partial, 0o755)
+            known = False
             with open_image(source) as image:
                 if image.kind == "sandbox":
+                    known = record.load(source) is not None  # the copy of a sandbox remembers what that one was
                     from pysingularity.build.clone import clone
 
                     clone(source, folder.partial, self.way.owners, advance)
@@ -210,6 +213,8 @@ class Finish(Frame):
                     convert.unpack_into(image, folder.partial, owner=owner, progress=advance)
             if request.fix_perms:
                 fix_permissions(folder.partial)
+            if not known:
+                record.keep(folder.partial, os.path.abspath(request.spec) if request.kind == IMAGE else request.spec)
             folder.publish()
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pysingularity import events
 from pysingularity.build import bootstrap, container, plan, space, worker
 from pysingularity.build.files import Copier
+from pysingularity.build.history import record
 from pysingularity.build.plan import Plan, Step
 from pysingularity.build.request import IMAGE, RECIPE, BuildRequest
 from pysingularity.build.steps import StepStore, salt
@@ -148,6 +149,7 @@ class Frame:
 
     def _publish(self) -> None:
         if self._folder is not None:
+            record.keep(self._folder.partial, "")
             self._folder.publish()
 
     def _do(self, step: Step) -> None:

@@ -304,7 +304,7 @@ def _kind(
     from pysingularity.cli import dockerfile  # only for builds from text
     from pysingularity.recipe.dockerfile import looks_like
 
-    text = _read(spec)
+    text = read_text(spec)
     if looks_like(text[:65536].decode("utf-8", "surrogateescape"), spec):
         docker = dockerfile.request(text, spec, arguments, environ)
         return spec, RECIPE, dockerfile.stages(docker, arguments), docker
@@ -336,7 +336,7 @@ def _is_image(path: str) -> bool:
     return False
 
 
-def _read(path: str) -> bytes:
+def read_text(path: str) -> bytes:
     """Return the text of a recipe, one byte more than allowed when it is too large."""
     from pysingularity.recipe.parser import LARGEST
 

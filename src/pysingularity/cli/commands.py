@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "convert": ("convert", "Images", "Convert an image of any kind into another kind"),
     "inspect": ("inspect", "Images", "Show the metadata of an image"),
     "overlay": ("overlay", "Images", "Create file systems that keep the changes of containers"),
+    "recipe": ("recipe", "Images", "Show, check and write definition files"),
     "sif": ("sif", "Images", "Look into and change a SIF file"),
     "exec": ("exec", "Run", "Run a command within a container"),
     "run": ("run", "Run", "Run the program that the container was made for"),

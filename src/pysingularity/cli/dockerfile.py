@@ -29,27 +29,27 @@ def request(text: bytes, path: str, arguments: Arguments, environ: dict[str, str
         RecipeError: the Dockerfile is wrong at a place.
         UserError: a folder, argument or secret is not there.
     """
-    folder = str(arguments.context or os.path.dirname(path) or ".")
+    folder = str(getattr(arguments, "context", "") or os.path.dirname(path) or ".")
     if not os.path.isdir(folder):
         raise UserError("no-context", f"--context {folder}: there is no such folder")
     words = arguments.build_arg if isinstance(arguments.build_arg, list) else []
     words = [str(word) for word in words]
     # As docker does: a name alone takes the value of the environment.
     words = [word if "=" in word else f"{word}={environ[word]}" for word in words if "=" in word or word in environ]
-    secrets = arguments.secret if isinstance(arguments.secret, list) else []
+    secrets = getattr(arguments, "secret", None) or []
     return DockerBuild(
         dockerfile=parse(text, path),
         context=os.path.abspath(folder),
         ignore=_ignore(path, folder),
         arguments=templates.from_options(words, str(arguments.build_arg_file or "")),
-        target=str(arguments.target or ""),
+        target=str(getattr(arguments, "target", "") or ""),
         secrets=dict(_secret(str(word), environ) for word in secrets),
     )
 
 
 def stages(docker: DockerBuild, arguments: Arguments) -> Recipe:
     """Return the stages that will be built, and say what in the file or the arguments may want mending."""
-    selection = select(docker, str(arguments.arch or host_arch()))
+    selection = select(docker, str(getattr(arguments, "arch", "") or host_arch()))
     for remark in docker.dockerfile.remarks:
         messages.warning(remark)
     declared = [one.text for stage in selection.stages for one in stage.instructions if one.name == "ARG"]

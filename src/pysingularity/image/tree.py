@@ -56,6 +56,8 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 LAST_TIME = 0xFFFFFFFF
 OWNER = OWNER_XATTR.decode()
+#: What a sandbox was when it was made (`build.history`): of the sandbox, not of images made of it.
+RECORD = ".singularity.record"
 
 
 class Unread:
@@ -109,7 +111,7 @@ class _Scan:
         _allow_many_files()
         if not self.real and os.path.exists(os.path.join(path, SIDE_TABLE)):
             self.recorded = RecordedOwners(path)
-        self.exclude.add(os.fsencode(SIDE_TABLE))
+        self.exclude |= {os.fsencode(SIDE_TABLE), os.fsencode(RECORD)}
         top = Folder(path)
         root = self.node(top.status, ".", top.fd)
         if root is None:  # the record says that this folder is a device
