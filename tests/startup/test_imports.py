@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import pysingularity
+
 pytestmark = pytest.mark.rootless
 
 ALLOWED = set((Path(__file__).parent / "modules.txt").read_text().split())
+START = Path(pysingularity.__file__).parent / "start.py"
 #: What the interpreter loads by itself.
 OWN = set(
     subprocess.run(
@@ -68,6 +71,20 @@ def test_only_light_modules_before_the_program(sing, box, request, words):
     found = loaded(sing(words[0], "--dry-run", *words[1:]))
     assert found & HEAVY == set()
     assert sorted(found - ALLOWED - OWN) == []
+
+
+@pytest.mark.fuse
+def test_a_real_start_from_a_cold_image_imports_nothing_more(as_user, image):
+    """`--dry-run` ends before the image is opened; this one goes the whole way, without site as the launcher does."""
+    words = [sys.executable, "-I", "-S", "-X", "importtime", START, "exec", image, "true"]
+    result = as_user([*map(str, words)], env={"SINGULARITY_IMAGE_KEEP": "0"})
+    assert result.returncode == 0, result.stderr
+    lines = [line.split("|") for line in result.stderr.splitlines() if line.startswith("import time:")]
+    found = {line[2].strip() for line in lines} - {"imported package"}
+    assert "pysingularity.squashfs.reader" in found
+    assert found & HEAVY == set()
+    # Of other people's packages only the one that inflates, where it is installed.
+    assert sorted(found - ALLOWED - OWN - {"deflate", "deflate._deflate", "_io"}) == []
 
 
 def test_the_list_names_nothing_heavy():

@@ -267,7 +267,7 @@ def packages() -> Check:
     import importlib.util
 
     uses = {
-        "deflate": "writing images fast",
+        "deflate": "reading and writing images fast",
         "isal": "reading layers fast",
         "urllib3": "pull and push",
     }
