@@ -537,3 +537,26 @@ def test_repository_of_a_hub_that_forbids_files_is_refused(hub: Hub, collection:
     hub.settings.sources.local = []
     with pytest.raises(HubError):
         look(hub, collection.id)
+
+
+def test_address_that_an_administrator_wrote_is_not_bound_by_the_settings(
+    hub: Hub, collection: Collection, repository: Repository
+):
+    hub.settings.sources.local = []
+    hub.settings.sources.protocols = ["https"]
+    repository.commit({"Singularity": RECIPE})
+    if os.geteuid() == 0:  # it belongs to another account
+        for folder, _, names in os.walk(repository.path):
+            for name in (".", *names):
+                os.chown(os.path.join(folder, name), 4711, 4711)
+    with hub.write() as session:
+        session.get_one(Collection, collection.id).approved_url = collection.git_url
+    assert len(look(hub, collection.id).builds) == 1
+    # Somebody else wrote another one.
+    with hub.write() as session:
+        session.get_one(Collection, collection.id).git_url = f"{repository.path}/.git"
+    with pytest.raises(HubError):
+        look(hub, collection.id)
+    for url in ("ext::sh", "--upload-pack=x", "ftp://h/x", "file://-x"):
+        with pytest.raises(Invalid):
+            check_url(url, hub.settings.sources, approved=True)

@@ -188,7 +188,7 @@ def collection_add(arguments: argparse.Namespace) -> dict[str, Any]:
     owner, _ = parse_name(arguments.name)
     with opened(arguments) as hub:
         if arguments.git:
-            check_url(arguments.git, hub.settings.sources)
+            check_url(arguments.git, hub.settings.sources, approved=True)
         with hub.write() as session:
             user = session.scalar(sa.select(User).where(User.name == owner.lower()))
             who = Principal(user or User(id=0, name="command", admin=True), ALL_SCOPES, via="command")
@@ -203,7 +203,7 @@ def collection_add(arguments: argparse.Namespace) -> dict[str, Any]:
                 private=arguments.private,
                 description=arguments.description,
             )
-            collection.poll = arguments.poll
+            collection.poll, collection.approved_url = arguments.poll, arguments.git
             record(session, "command", "collection.add", collection.full_name, git_url=arguments.git)
         if arguments.git:
             resync(hub, collection.id, by="command")

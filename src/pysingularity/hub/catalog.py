@@ -105,6 +105,7 @@ def add_collection(
         user_id=user_id,
         group_id=group_id,
         git_url=git_url,
+        approved_url=git_url if who.admin else "",
         branches=list(branches or []),
         private=private,
         description=description,

@@ -162,6 +162,8 @@ class Collection(Base):
     building: Mapped[bool] = mapped_column(default=True)
 
     git_url: Mapped[str] = mapped_column(default="")
+    #: The address that an administrator wrote himself, "" when somebody else did: the settings do not bind it.
+    approved_url: Mapped[str] = mapped_column(default="")
     #: Names and patterns (`release/*`) of the branches that build; empty means the repository's own default branch.
     branches: Mapped[list[Any]] = mapped_column(default=list)
     default_branch: Mapped[str] = mapped_column(default="")

@@ -74,7 +74,7 @@ def check_patterns(branches: list[str]) -> list[str]:
 def create(new: NewCollection, request: Request, hub: TheHub, who: Who) -> dict[str, Any]:
     """Make a collection, and look at its repository at once."""
     if new.git_url:
-        check_url(new.git_url, hub.settings.sources)
+        check_url(new.git_url, hub.settings.sources, approved=who.admin)
     check_patterns(new.branches)
     with hub.write() as session:
         collection = add_collection(
@@ -154,7 +154,7 @@ def change(owner: str, name: str, changes: Changes, request: Request, hub: TheHu
     """Change a collection's settings."""
     given = changes.model_dump(exclude_unset=True, exclude_none=True)
     if given.get("git_url"):
-        check_url(given["git_url"], hub.settings.sources)
+        check_url(given["git_url"], hub.settings.sources, approved=who.admin)
     check_patterns(given.get("branches", []))
     wrong = [one for one in given.get("triggers", []) if one not in TRIGGERS]
     if wrong:
@@ -168,6 +168,7 @@ def change(owner: str, name: str, changes: Changes, request: Request, hub: TheHu
         title, to = given.pop("name", None), given.pop("owner", None)
         if "git_url" in given and given["git_url"] != collection.git_url:
             collection.forge_id = ""
+            collection.approved_url = given["git_url"] if who.admin else ""
         for key, value in given.items():
             setattr(collection, key, value)
         if title is not None:

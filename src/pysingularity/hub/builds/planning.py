@@ -37,8 +37,9 @@ def mirror_of(hub: Hub, collection: Collection) -> Mirror:
     """Return the mirror of a collection's repository."""
     if not collection.git_url:
         raise Conflict("no-repository", f"{collection.full_name}: no git repository is connected")
-    url = check_url(collection.git_url, hub.settings.sources)
-    return Mirror(hub.settings.folder("git") / f"{collection.id}.git", url, hub.settings.sources)
+    approved = collection.approved_url == collection.git_url
+    url = check_url(collection.git_url, hub.settings.sources, approved=approved)
+    return Mirror(hub.settings.folder("git") / f"{collection.id}.git", url, hub.settings.sources, approved=approved)
 
 
 def enabled_branches(collection: Collection, present: dict[str, str], default: str) -> list[str]:
