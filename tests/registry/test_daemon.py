@@ -15,7 +15,7 @@ import pytest
 from pysingularity.errors import RegistryError, UserError
 from pysingularity.image.open import open_image
 from pysingularity.reference import parse_reference
-from pysingularity.registry.fetch import obtain
+from pysingularity.registry.fetch import fetch_for_run, obtain
 from pysingularity.squashfs.reader import SquashfsImage
 from registries import digest, quiet, tar_of
 
@@ -30,11 +30,11 @@ def saved(name: str, data: bytes) -> bytes:
 
 
 class Daemon:
-    """Answers GET /images/NAME/get as the Engine does, chunked; `cut` ends it in the middle."""
+    """Answers GET /images/NAME/json and /get as the Engine does, chunked; `cut` ends it in the middle."""
 
     def __init__(self, path: str, images: dict[str, bytes]) -> None:
         self.asked: list[str] = []
-        self.cut = False
+        self.cut, self.images = False, images
         daemon = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,7 +48,15 @@ class Daemon:
 
             def do_GET(self):
                 daemon.asked.append(self.path)
-                name = unquote(self.path.removeprefix("/images/").removesuffix("/get"))
+                path, _, what = unquote(self.path).rpartition("/")
+                name = path.removeprefix("/images/")
+                if name in images and what == "json":
+                    data = json.dumps({"Id": digest(images[name]), "RepoTags": [name]}).encode()
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
+                    return
                 if name not in images:
                     data = b'{"message":"No such image: %s"}' % name.encode()
                     self.send_response(404)
@@ -105,8 +113,33 @@ def pull(reference: str, settings) -> str:
 def test_image_of_a_daemon_becomes_a_file_under_every_spelling(daemon, settings, environ):
     assert content(pull("docker-daemon:lab/tools:1", settings())) == b"first"
     assert content(pull("docker-daemon://tools", settings())) == b"latest"
-    assert daemon.asked == ["/images/lab/tools:1/get", "/images/tools:latest/get"]
+    assert [path for path in daemon.asked if path.endswith("/get")] == [
+        "/images/lab/tools:1/get",
+        "/images/tools:latest/get",
+    ]
     assert os.listdir(environ["SINGULARITY_TMPDIR"]) == []
+
+
+def test_image_is_packed_once_and_a_new_one_of_the_name_is_noticed(daemon, settings):
+    first = pull("docker-daemon:tools:latest", settings(pull="missing"))
+    assert pull("docker-daemon:tools:latest", settings(pull="missing")) == first
+    assert sum(path.endswith("/get") for path in daemon.asked) == 1
+    daemon.images["tools:latest"] = saved("tools:latest", b"newer")
+    assert content(pull("docker-daemon:tools:latest", settings(pull="missing"))) == b"newer"
+
+
+def test_archive_that_changes_and_one_of_that_name_elsewhere_are_noticed(tmp_path, environ, monkeypatch):
+    class Options:
+        pass
+
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.tar").write_bytes(saved("x:1", folder.encode()))
+    for folder in ("one", "two", "one"):
+        monkeypatch.chdir(tmp_path / folder)
+        assert content(fetch_for_run("docker-archive:x.tar", Options(), environ)) == folder.encode()
+    (tmp_path / "one/x.tar").write_bytes(saved("x:1", b"changed"))
+    assert content(fetch_for_run("docker-archive:x.tar", Options(), environ)) == b"changed"
 
 
 def test_missing_image_and_cut_answer_leave_nothing(daemon, settings, environ):

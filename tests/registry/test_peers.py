@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -11,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -181,6 +183,76 @@ def test_cleaning_and_pulling_at_once_disturb_nobody(docker_registry, environ, t
         cleaners = [subprocess.Popen([SINGULARITY, "-q", "cache", "clean", "--force"], env=environ) for _ in range(2)]
         run("pull", "-F", tmp_path / "x.sif", f"docker://{host}/a/b:1", env=environ)
         assert [cleaner.wait() for cleaner in cleaners] == [0, 0]
+
+
+@pytest.mark.registry
+@pytest.mark.peer
+def test_index_and_zstd_layers_as_skopeo_sees_them(docker_registry, environ, tmp_path, tool):
+    """An index of two machines, one of them with zstd layers; skopeo tells which manifest is whose."""
+    host, _ = docker_registry()
+    skopeo, zstd = tool("skopeo"), tool("zstd")
+    tar = tar_of([("arch", b"arm64"), ("data", b"d" * 100_000)])
+    packed = subprocess.run([zstd, "-q", "-c"], input=tar, check=True, capture_output=True).stdout
+    images = {
+        "amd64": send(host, [gz(("arch", b"amd64"))], tag="amd"),
+        "arm64": send(host, [packed, gz((".wh.data", b""))], tag="arm", architecture="arm64"),
+    }
+    entries = [
+        {"digest": mark, "size": size, "platform": {"os": "linux", "architecture": arch}}
+        for arch, (mark, size) in images.items()
+    ]
+    media = "application/vnd.oci.image.index.v1+json"
+    for entry in entries:
+        entry["mediaType"] = "application/vnd.oci.image.manifest.v1+json"
+    data = json.dumps({"schemaVersion": 2, "mediaType": media, "manifests": entries}).encode()
+    request = urllib.request.Request(
+        f"http://{host}/v2/a/b/manifests/multi", data=data, method="PUT", headers={"Content-Type": media}
+    )
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
+    for arch, other in (("amd64", "x86_64"), ("arm64", "aarch64")):
+        found = json.loads(
+            run(
+                "pull",
+                "--json",
+                "--no-https",
+                "--arch",
+                arch,
+                tmp_path / f"{arch}.sif",
+                f"docker://{host}/a/b:multi",
+                env=environ,
+            ).stdout
+        )
+        words = [skopeo, f"--override-arch={arch}", "--insecure-policy", "inspect", "--tls-verify=false"]
+        one = subprocess.run(
+            [*words, "--config", f"docker://{host}/a/b:multi"], check=True, capture_output=True, text=True
+        )
+        assert json.loads(one.stdout)["architecture"] == arch
+        assert found["manifest"] == images[arch][0]
+        run(
+            "pull",
+            "--offline",
+            "--no-https",
+            "--arch",
+            other,
+            tmp_path / f"{other}.sif",
+            f"docker://{host}/a/b:multi",
+            env=environ,
+        )
+        with open_image(str(tmp_path / f"{arch}.sif")) as image:
+            squashfs = SquashfsImage(image.fd, image.offset, image.size)
+            assert image.arch == arch and squashfs.read(squashfs.lookup(b"arch")) == arch.encode()
+            assert squashfs.lookup(b"data") is None
+    failed = run(
+        "pull",
+        "--no-https",
+        "--arch",
+        "s390x",
+        tmp_path / "x.sif",
+        f"docker://{host}/a/b:multi",
+        env=environ,
+        check=False,
+    )
+    assert failed.returncode == 255 and "linux/amd64, linux/arm64" in failed.stderr
 
 
 def test_killed_pull_leaves_no_file_and_the_next_one_goes_on(fake, environ, tmp_path):

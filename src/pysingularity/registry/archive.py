@@ -298,51 +298,79 @@ def _blob_manifest(store: Store, blob: oci.Descriptor, what: str) -> oci.Manifes
     return oci.parse_manifest(data, blob.digest, blob.media_type, what)
 
 
-def _from_daemon(reference: Reference, settings: Settings, folder: str) -> Store:
-    """Ask a Docker daemon for an image, as `docker save` does, into an unnamed temporary file."""
-    import http.client
-    import socket
-    from urllib.parse import quote, urlsplit
+def daemon_id(reference: Reference, settings: Settings) -> str:
+    """Return the id that a Docker daemon has for an image.
 
-    address = settings.docker_host or "unix:///var/run/docker.sock"
-    parts = urlsplit(address)
-    name = f"{reference.name}:{reference.tag}" if not reference.digest else f"{reference.name}@{reference.digest}"
-    if parts.scheme == "unix":
-        connection = http.client.HTTPConnection("docker", timeout=300)
-        connection.sock = socket.socket(socket.AF_UNIX)
-    elif parts.scheme in ("tcp", "http"):
-        connection = http.client.HTTPConnection(parts.netloc, timeout=300)
-    else:
-        raise UserError("bad-docker-host", f"{address}: only unix:// and tcp:// are understood")
-    fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        if parts.scheme == "unix":
-            connection.sock.connect(parts.path)
-        connection.request("GET", f"/images/{quote(name, safe='/:@')}/get")
-        answer = connection.getresponse()
+    Raises:
+        RegistryError: it does not have it, or does not answer.
+    """
+    with _Daemon(reference, settings) as daemon:
+        value = _json(daemon.get("json").read(MOST_JSON), f"{reference}: the daemon's answer")
+    return str(value.get("Id") if isinstance(value, dict) else "")
+
+
+class _Daemon:
+    """A connection to a Docker daemon, for one question about one image (Docker Engine API, "Images")."""
+
+    def __init__(self, reference: Reference, settings: Settings) -> None:
+        import http.client
+        from urllib.parse import quote, urlsplit
+
+        self._reference = reference
+        self._address = settings.docker_host or "unix:///var/run/docker.sock"
+        name = f"{reference.name}:{reference.tag}" if not reference.digest else f"{reference.name}@{reference.digest}"
+        self._name = quote(name, safe="/:@")
+        parts = urlsplit(self._address)
+        self._path = parts.path if parts.scheme == "unix" else ""
+        if parts.scheme not in ("unix", "tcp", "http"):
+            raise UserError("bad-docker-host", f"{self._address}: only unix:// and tcp:// are understood")
+        self._failures = (OSError, http.client.HTTPException)
+        self._connection = http.client.HTTPConnection(parts.netloc or "docker", timeout=300)
+
+    def get(self, what: str) -> Any:
+        """Ask for `/images/NAME/WHAT` and return the answer when it is one."""
+        import socket
+
+        if self._path:
+            self._connection.sock = socket.socket(socket.AF_UNIX)
+            self._connection.sock.connect(self._path)
+        self._connection.request("GET", f"/images/{self._name}/{what}")
+        answer = self._connection.getresponse()
         if answer.status != 200:
             try:
                 words = str(json.loads(answer.read(1 << 16))["message"])
             except (ValueError, KeyError, TypeError):
                 words = str(answer.status)
             clean = "".join(letter for letter in words if letter.isprintable())[:200]
-            raise RegistryError("no-such-image", f"{reference}: the Docker daemon answers: {clean}")
-        while data := answer.read(1 << 18):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-    except (OSError, http.client.HTTPException) as error:
-        os.close(fd)
-        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
-        raise RegistryError(
-            "no-docker-daemon", f"{address}: {reason}", hint="is Docker running, and may you use its socket?"
-        ) from None
+            raise RegistryError("no-such-image", f"{self._reference}: the Docker daemon answers: {clean}")
+        return answer
+
+    def __enter__(self) -> _Daemon:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._connection.close()
+        if isinstance(error, self._failures):
+            reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+            raise RegistryError(
+                "no-docker-daemon", f"{self._address}: {reason}", hint="is Docker running, and may you use its socket?"
+            ) from None
+
+
+def _from_daemon(reference: Reference, settings: Settings, folder: str) -> Store:
+    """Ask a Docker daemon for an image, as `docker save` does, into an unnamed temporary file."""
+    fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb", buffering=0, closefd=False) as file, _Daemon(reference, settings) as daemon:
+            answer = daemon.get("get")
+            while data := answer.read(1 << 18):
+                view = memoryview(data)
+                while view:
+                    view = view[file.write(view) :]
+        store = Store(f"/proc/self/fd/{fd}", folder)
     except BaseException:
         os.close(fd)
         raise
-    finally:
-        connection.close()
-    store = Store(f"/proc/self/fd/{fd}", folder)
     os.close(store._temporary) if store._temporary >= 0 else None
     store._temporary = fd
     return store

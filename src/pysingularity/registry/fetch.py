@@ -14,7 +14,7 @@ import time
 from pysingularity import messages
 from pysingularity.cache import Cache, temporary_folder
 from pysingularity.errors import HostError, RegistryError
-from pysingularity.reference import Reference, parse_reference
+from pysingularity.reference import LOCAL, Reference, parse_reference
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Changes when the bytes of SIF files we make change, so that old ones are not taken for new ones.
 FORM = "1"
+#: Schemes of images on this machine.
+HERE = (*LOCAL, "docker-daemon")
 #: What progress of the image in the making is called, beside that of its layers' downloads.
 IMAGE = "image"
 #: Seconds a tag is believed by exec, run and shell.
@@ -93,7 +95,8 @@ def fetch_for_run(text: str, arguments: object, environ: Mapping[str, str]) -> s
         policy = "never"
     plain = (option("no_https", "NOHTTPS", "NO_HTTPS") or "").lower() in ("1", "t", "true", "y", "yes", "on")
     disabled = getattr(arguments, "disable_cache", False) is True
-    if policy != "always" and not disabled:
+    # What lies on this machine may be another image than a minute ago, and a path another one in another folder.
+    if policy != "always" and not disabled and reference.scheme not in HERE:
         cache = Cache.open(environ)
         if cache is not None:
             age = option("tag_age", "TAG_AGE")
@@ -181,13 +184,13 @@ def obtain(reference: Reference, settings: Settings, progress: Progress) -> Fetc
     form = form_of(settings.compression, settings.level, settings.when)
     arch = settings.arch + (f"/{settings.variant}" if settings.variant else "")
     memo = memo_name(reference, arch, settings.no_https, form)
-    if cache is not None and settings.policy != "always":
+    local = reference.scheme in HERE
+    if cache is not None and settings.policy != "always" and not local:
         age = None if settings.policy == "never" or reference.digest else settings.tag_age
         known = cache.recall(memo, age)
         found = _known(cache, known) if known is not None else None
         if found is not None:
             return found
-    local = reference.scheme in ("docker-archive", "oci", "oci-archive", "docker-daemon")
     if settings.policy == "never" and not local:
         raise RegistryError(
             "not-in-cache",
@@ -436,10 +439,17 @@ class _Job:
         """Convert an archive, a layout, or an image of a daemon."""
         import contextlib
 
-        from pysingularity.registry.archive import open_local
+        from pysingularity.registry.archive import daemon_id, open_local
         from pysingularity.registry.assemble import assemble, definition_for
 
         what = str(self.reference)
+        if self.reference.scheme == "docker-daemon" and self.cache is not None:
+            # The daemon would have to pack the whole image; its id tells whether we have it.
+            self.memo += " " + daemon_id(self.reference, self.settings)
+            known = self.cache.recall(self.memo)
+            found = _known(self.cache, known) if known is not None else None
+            if found is not None:
+                return found
         name = os.path.basename(self.reference.path.rstrip("/")) or self.reference.name
         with contextlib.contextmanager(open_local)(self.reference, self.settings, self.folder) as image:
             pinned = f"{name}@{image.digest}" if self.reference.scheme != "docker-daemon" else str(self.reference)[14:]
