@@ -11,25 +11,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = (
-    "sh",
-    "cat",
-    "ls",
-    "id",
-    "mkdir",
-    "touch",
-    "rm",
-    "env",
-    "sleep",
-    "stat",
-    "chown",
-    "chmod",
-    "ln",
-    "mv",
-    "dd",
-    "cp",
-    "tar",
-)
+TOOLS = tuple("sh cat ls id mkdir touch rm env sleep stat chown chmod ln mv dd cp tar mknod".split())
 
 
 def make_root(root: Path, tools: tuple[str, ...] = TOOLS) -> Path:

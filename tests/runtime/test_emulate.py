@@ -327,10 +327,10 @@ def test_killed_program_leaves_no_supervisor(box):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    assert wait_for(lambda: supervisors(box.user.uid) > 0)
+    assert wait_for(lambda: supervisors(box), 30)
     child.kill()
     child.wait()
-    assert wait_for(lambda: supervisors(box.user.uid) == 0)
+    assert wait_for(lambda: not supervisors(box))
 
 
 def test_killed_supervisor_ends_the_work_with_an_error(box):
@@ -340,33 +340,24 @@ def test_killed_supervisor_ends_the_work_with_an_error(box):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as child:
-        assert wait_for(lambda: supervisors(box.user.uid) > 0)
+        assert wait_for(lambda: supervisors(box))
         time.sleep(0.3)
-        for pid in _supervisors(box.user.uid):
+        for pid in supervisors(box):
             os.kill(pid, 9)
         assert child.wait(20) != 0
 
 
-def _supervisors(uid):
+def supervisors(box):
+    """Return the pids of supervisors of this test's box: other sessions have some, too."""
     found = []
-    for name in os.listdir("/proc"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if name.isdigit() and Path(f"/proc/{name}/comm").read_text() == "singularity-su\n" and uid == owner(name):
-                found.append(int(name))
+            ours = os.fsencode(box.root) in (folder / "cmdline").read_bytes().split(b"\0")
+            if ours and (folder / "comm").read_text() == "singularity-su\n":
+                found.append(int(folder.name))
         except OSError:
             continue
     return found
-
-
-def owner(pid):
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("Uid:"):
-            return int(line.split()[1])
-    return -1
-
-
-def supervisors(uid):
-    return len(_supervisors(uid))
 
 
 def wait_for(condition, seconds=10):
@@ -384,8 +375,8 @@ def test_plain_pretending_succeeds_and_records_nothing(box):
     assert box.image("/a")[1:3] == (0, 0)
 
 
-def test_inside_a_listener_the_plain_filter_is_taken(box, as_user):
-    """A kernel lets a process have one listener: inside of another emulation the plain filter is what remains."""
+def test_inside_an_emulation_that_one_is_used(as_user):
+    """A kernel lets a process have one listener: inside of another emulation there cannot be a second one."""
     script = """
 import os, sys
 from pysingularity.runtime import emulate
@@ -393,11 +384,32 @@ from pysingularity.runtime.rootless import become_root
 way = become_root("notify")
 emulation = emulate.prepare(way)
 emulation()
-print(become_root(environ={}).emulation)
+inner = become_root(environ={})
+print(inner.name, repr(inner.emulation), become_root("bpf", environ={}).emulation)
+for name in ("file", "device"):
+    if name == "file":
+        open(name, "w").close()
+        inner.owners.set(name, 77, 88)
+    else:
+        inner.owners.mknod(name, 0o20640, os.makedev(1, 3))
+        inner.owners.set(name, 0, 6)
+    uid, gid, mode, rdev = inner.owners.get(name, os.lstat(name))
+    print(uid, gid, oct(mode), rdev == os.makedev(1, 3))
 emulation.finish()
 """
     result = as_user([sys.executable, "-c", script])
-    assert result.stdout == "bpf\n", result.stderr
+    assert result.stdout == "outer '' bpf\n77 88 0o100644 False\n0 6 0o20640 True\n", result.stderr
+
+
+def test_inside_plain_pretending_there_is_no_more_than_that(as_user):
+    script = """
+from pysingularity.runtime import emulate
+from pysingularity.runtime.rootless import become_root
+emulation = emulate.prepare(become_root("bpf"))
+emulation()
+print(become_root(environ={}).name)
+"""
+    assert as_user([sys.executable, "-c", script]).stdout == "single\n"
 
 
 def test_range_of_ids_only_lacks_devices(as_subuid_user, tree):

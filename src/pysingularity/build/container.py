@@ -86,6 +86,7 @@ class BuildContainer:
         identity: Callable[[], None] | None = None,
         clean: Mapping[str, str] | None = None,
         network: bool = True,
+        upper: str = "",
     ) -> int:
         """Run a program as root inside; return its exit status, or 128 + signal.
 
@@ -102,6 +103,7 @@ class BuildContainer:
             identity: called in the program's process, as root, right before it starts: becomes somebody else.
             clean: variables to start from instead of the usual ones.
             network: the program may use the host's network.
+            upper: "tmpfs" lets it write into memory, which is dropped.
         """
         from pysingularity.runtime import emulate  # brings in the whole runtime
         from pysingularity.runtime.enter import run
@@ -115,6 +117,7 @@ class BuildContainer:
         try:
             spec = self._spec(words, dict(env or {}), binds, cwd, writable)
             spec.mounts += mounts
+            spec.upper = upper
             if clean is not None:
                 spec.env = {**clean, **self._settings(), **(env or {})}
             if not network:
@@ -310,9 +313,8 @@ def gpu_mounts() -> list[launch.Mount]:
     from pysingularity.runtime import gpu  # only for --nv
 
     found = gpu.nvidia()
-    if not found.libraries and not found.devices:
-        messages.warning("--nv: " + ("; ".join(found.missing) or "no NVIDIA driver was found"))
-        return []
+    for line in found.missing:
+        messages.warning(f"--nv: {line}")
     libraries = [
         launch.Mount(launch.BIND, f"/.singularity.d/libs/{name}", source=path, readonly=True)
         for name, path in found.libraries

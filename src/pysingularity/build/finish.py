@@ -66,7 +66,8 @@ class Finish(Frame):
             return "cached"
         self._unfold(step)
         inside = self._container(step)
-        status = inside.run([f"/{metadata.TEST}"], writable=self.request.writable_tmpfs)
+        upper = "tmpfs" if self.request.writable_tmpfs else ""
+        status = inside.run([f"/{metadata.TEST}"], writable=False, upper=upper)
         self._check(status, step, "test")
         if store is not None:
             store.remember_passed(step)

@@ -4,6 +4,7 @@
 In this order: real root; a range of subordinate ids, mapped by the set-user-id programs newuidmap and newgidmap, where
 the kernel itself keeps every owner; one id, where a supervisor answers and records what the kernel refuses
 (`runtime.emulate`); one id with a filter that only pretends. SINGULARITY_ROOTLESS=subuid|notify|bpf forces one.
+Inside a container whose root is emulated already, that emulation does the work: there can be no second one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-ROOT, SUBUID, SINGLE = "root", "subuid", "single"
+ROOT, SUBUID, SINGLE, OUTER = "root", "subuid", "single", "outer"
 NOTIFY, BPF = "notify", "bpf"
 #: Variable that forces a way, with the words it takes.
 VARIABLE = "SINGULARITY_ROOTLESS"
@@ -35,7 +36,7 @@ class Way:
     """How this process is root.
 
     Arguments:
-        name: ROOT, SUBUID or SINGLE.
+        name: ROOT, SUBUID, SINGLE or OUTER.
         emulation: NOTIFY or BPF for SINGLE, "" otherwise.
         owners: how owners of files are kept (linux.ownership).
         uid, gid: who the user is outside.
@@ -48,7 +49,7 @@ class Way:
         self.name, self.emulation, self.uid, self.gid, self.real = name, emulation, uid, gid, real
         # Plain pretending keeps no owners either, but what agents unpack is recorded all the same.
         self.owners: RealOwners | RecordedOwners
-        self.owners = RecordedOwners() if name == SINGLE else RealOwners(mapped=not real)
+        self.owners = RecordedOwners() if name == SINGLE else RealOwners(mapped=not real and name != OUTER)
 
     @property
     def needs_emulation(self) -> bool:
@@ -61,6 +62,8 @@ class Way:
             return "running as root"
         if self.name == SUBUID:
             return "root without root: your subordinate ids become the users of the container"
+        if self.name == OUTER:
+            return "root without root: the container around us records owners, modes and devices"
         if self.emulation == NOTIFY:
             return "root without root: one id; owners, modes and devices are recorded for the image"
         return "root without root: one id, pretending only; files that %post gives away stay root's in the image"
@@ -102,6 +105,8 @@ def _become(asked: str) -> Way:
             return Way(ROOT, uid=0, gid=0, real=True)
         if reach > _NEEDED:
             return Way(SUBUID, uid=0, gid=0)
+        if asked != BPF and emulated_around():
+            return Way(OUTER, uid=0, gid=0)
         return Way(SINGLE, emulation=_emulation(asked), uid=0, gid=0)  # root of a container with one id
     if asked in ("", SUBUID):
         try:
@@ -127,6 +132,22 @@ def _become(asked: str) -> Way:
     except OSError as error:
         raise no_user_namespaces(error) from None
     return Way(SINGLE, emulation=_emulation(asked), uid=uid, gid=gid)
+
+
+def emulated_around() -> bool:
+    """Say whether a supervisor around us keeps owners: a file that is given away belongs to its new owner afterwards."""
+    try:
+        file = os.memfd_create("owner", os.MFD_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.fchown(file, 1, 2)
+        status = os.fstat(file)
+        return (status.st_uid, status.st_gid) == (1, 2)
+    except OSError:  # one id, and nobody who would pretend
+        return False
+    finally:
+        os.close(file)
 
 
 def _emulation(asked: str) -> str:
