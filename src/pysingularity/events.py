@@ -8,7 +8,7 @@ An event is a kind and a few plain fields, and one line of JSON in `--json` stre
     progress  step, text, done, total                  within a step; total 0 when it is not known
     log       step, text                               output of a program of the step, as it came
     message   level, text                              INFO and WARNING lines
-    end       step, status, seconds                    status: done, cached, failed
+    end       step, status, seconds, cpu               status: done, cached, failed; processor seconds with programs
     result    path, size, seconds, bases=[{uri, digest}]   the work is finished; what was fetched to begin with
     failed    id, message, hint, log                   the work is given up; `log` is a file with all output, or ""
 

@@ -154,11 +154,13 @@ class Frame:
 
     def _do(self, step: Step) -> None:
         self.step = step
-        begun = time.monotonic()
+        begun, used = time.monotonic(), sum(os.times()[:4])
 
         def end(status: str) -> None:
-            took = round(time.monotonic() - begun, 3)
-            self.tell(events.Event("end", {"step": step.number, "status": status, "seconds": took}))
+            fields: dict[str, object] = {"step": step.number, "status": status}
+            fields["seconds"] = round(time.monotonic() - begun, 3)
+            fields["cpu"] = round(sum(os.times()[:4]) - used, 3)
+            self.tell(events.Event("end", fields))
 
         try:
             self.tell(events.Event("start", {"step": step.number, "kind": step.kind, "title": step.title}))
@@ -188,6 +190,7 @@ class Frame:
         def advance(count: int) -> None:
             nonlocal done
             done += count
+            progress.step = self.step.number  # a store of steps lives longer than the step it was made in
             progress(text, done)
 
         return advance

@@ -135,7 +135,7 @@ def _become(asked: str) -> Way:
 
 
 def emulated_around() -> bool:
-    """Say whether a supervisor around us keeps owners: a file that is given away belongs to its new owner afterwards."""
+    """Say whether a supervisor around us keeps owners: a file that is given away has its new owner afterwards."""
     try:
         file = os.memfd_create("owner", os.MFD_CLOEXEC)
     except OSError:
