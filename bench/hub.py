@@ -239,6 +239,16 @@ def memory(parent: int) -> dict[str, float]:
     return found
 
 
+def processor(parent: int) -> float:
+    """Return the processor seconds of a server's children: what its work costs, however busy the machine is."""
+    total = 0
+    children = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=False).stdout.split()
+    for child in children:
+        words = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        total += int(words[11]) + int(words[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -309,6 +319,7 @@ def main() -> None:
         pages(url, token.strip(), options.runs)
         address = ("127.0.0.1", port)
         rates: dict[str, list[float]] = {"nginx": [], "hub": []}
+        spent: dict[str, list[float]] = {"nginx": [], "hub": []}
         peaks: dict[str, float] = memory(serve.pid)
         idle = dict(peaks)
         ended = threading.Event()
@@ -322,9 +333,11 @@ def main() -> None:
         watcher.start()
         for number in range(options.rounds + 1 if options.pulls else 0):  # the first round only warms up
             for name in ("nginx", "hub"):
-                if name == "nginx":
-                    if nginx is None:
-                        continue
+                if name == "nginx" and nginx is None:
+                    continue
+                parent = serve.pid if nginx is None or name == "hub" else nginx[0].pid
+                before = processor(parent)
+                if name == "nginx" and nginx is not None:
                     near = ("127.0.0.1", nginx[1])
                     rate = load(options.pulls, lambda buffer, near=near: fetch(near, "/image.sif", buffer), size)
                 else:
@@ -333,15 +346,20 @@ def main() -> None:
                     )
                 if number:
                     rates[name].append(rate)
+                    spent[name].append(processor(parent) - before)
         ended.set()
         watcher.join()
         print(f"\n{options.pulls} concurrent pulls of {options.size} MB, {options.rounds} rounds in turn")
         for name, found in rates.items():
             if found:
-                print(f"{name:<34} {statistics.median(found) / 1e6:>10.0f} MB/s   (best {max(found) / 1e6:.0f})")
+                used = statistics.median(spent[name])
+                rate = statistics.median(found) / 1e6
+                print(f"{name:<34} {rate:>10.0f} MB/s   (best {max(found) / 1e6:.0f}), {used:.1f} s of processor time")
         if rates["nginx"]:
             ratios = [ours / theirs for ours, theirs in zip(rates["hub"], rates["nginx"], strict=True)]
             print(f"{'hub / nginx':<34} {statistics.median(ratios):>10.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
+            costs = [theirs / ours for ours, theirs in zip(spent["hub"], spent["nginx"], strict=True)]
+            print(f"{'the same per processor second':<34} {statistics.median(costs):>10.2f}")
         print(f"\n{'memory (PSS)':<34} {'idle MiB':>10} {'peak MiB':>9}")
         for name, value in sorted(peaks.items()):
             print(f"{name:<34} {idle.get(name, 0):>10.0f} {value:>9.0f}")

@@ -29,11 +29,6 @@ from .world import Server, wait_for
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 LOG = b"".join(
     b"==> %s\n" % title + b"line\n" * 5 + b"\x1b[32mgreen\x1b[0m and <b>plain</b>\n"
     for title in (b"One", b"Two", b"Three", b"Four")
@@ -93,18 +88,6 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Hu
     yield server, hub
     hub.close()
     server.stop()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser."""
-    if not os.access(CHROMIUM, os.X_OK):
-        pytest.skip("needs Debian's Chromium: apt install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Tab:

@@ -116,6 +116,21 @@ def test_github_says_who_somebody_is(server, provider):
     assert json.loads(browser.send("/account", Accept="application/json").body)["identities"] == ["github"]
 
 
+@pytest.mark.browser
+def test_a_real_browser_goes_to_the_provider_and_comes_back(server, provider, chromium):
+    provider.claims = {"sub": "browser", "preferred_username": "bea"}
+    context = chromium.new_context()
+    context.set_default_timeout(60_000)
+    tab = context.new_page()
+    tab.goto(server.url + "/sign-in?next=/account")
+    tab.click("text=Sign in with The Site")  # what a form may lead to is limited; the page in between does it
+    tab.wait_for_url(server.url + "/join")
+    tab.click("text=Make the account")
+    tab.wait_for_url(server.url + "/")
+    assert "bea" in tab.inner_text("header")
+    context.close()
+
+
 def test_same_mail_address_is_not_the_same_person(server, hub, provider):
     server.post("/api/v1/users", {"name": "victim", "password": "correct horse", "email": "v@example.org"})
     provider.claims = {"sub": "attacker", "preferred_username": "victim", "email": "v@example.org"}

@@ -44,7 +44,8 @@ def parse_name(text: str) -> tuple[str, str]:
         Invalid: clients could not write it in a reference.
     """
     owner, slash, name = text.strip().partition("/")
-    if not slash or not PART.match(name) or name in (".", "..") or not PART.match(owner):
+    dots = (".", "..")
+    if not slash or not PART.match(name) or not PART.match(owner) or name in dots or owner in dots:
         raise Invalid("wrong-name", f"{text[:200]!r}: a collection is named OWNER/NAME, of letters, digits and -_.")
     return owner, name
 
