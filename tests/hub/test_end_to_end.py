@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import time
+import urllib.request
 
 from .world import RECIPE, Repository, Server, wait_for
 
@@ -79,6 +80,63 @@ def test_stream_continues_at_any_offset_and_ends_with_the_state(server: Server, 
     middle = next(number for kind, number, _ in events if kind == "message")
     again = events_of(server, builds[0]["id"], {"Last-Event-ID": str(middle)})
     assert "\n".join(data for kind, _, data in again if kind == "message") + "\n" == log[middle:]
+
+
+def test_log_of_a_running_build_is_whole_at_every_moment_and_in_parts(server: Server, repository: Repository):
+    repository.commit(
+        {"Singularity": RECIPE.replace("echo hello", "for i in $(seq 3000); do echo line $i; done; sleep 1; echo")}
+    )
+    build = server.connect(repository)
+    before = b""
+    while server.get(f"/api/v1/builds/{build['id']}").json["finished_at"] is None:
+        answer = server.get(f"/api/v1/builds/{build['id']}/log")
+        assert len(answer.body) == int(answer.headers["Content-Length"])
+        assert answer.body.startswith(before)
+        before = answer.body
+    whole = server.get(f"/api/v1/builds/{build['id']}/log").body
+    part = server.get(f"/api/v1/builds/{build['id']}/log", headers={"Range": "bytes=100-199"})
+    assert (part.status, part.body) == (206, whole[100:200])
+    assert part.headers["Content-Range"] == f"bytes 100-199/{len(whole)}"
+    end = server.get(f"/api/v1/builds/{build['id']}/log", headers={"Range": f"bytes={len(whole)}-"})
+    assert (end.status, end.headers["Content-Range"]) == (416, f"bytes */{len(whole)}")
+    again = server.post(f"/api/v1/builds/{build['id']}/retry").json
+    assert server.log(again["id"]).startswith(f"Build {again['id']} of lab/tools:latest")
+
+
+def test_reader_who_comes_back_again_and_again_misses_nothing(server: Server, repository: Repository):
+    repository.commit(
+        {"Singularity": RECIPE.replace("echo hello", "for i in $(seq 200); do echo line $i; sleep 0.02; done; echo")}
+    )
+    build = server.connect(repository)
+    got, last = "", 0
+    for _ in range(200):
+        kind, last, data = one_event(server, build["id"], last)
+        if kind == "message":
+            got += data + "\n"
+        if kind == "state" and data == "done":
+            break
+    assert got == server.log(build["id"])
+
+
+def one_event(server: Server, build: int, offset: int) -> tuple[str, int, str]:
+    """Return the first event behind an offset that is worth something, and go away in the middle of the stream."""
+    request = urllib.request.Request(
+        f"{server.url}/api/v1/builds/{build}/log/stream",
+        headers={"Authorization": f"Bearer {server.token}", "Last-Event-ID": str(offset)},
+    )
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+        fields: list[tuple[str, str]] = []
+        for raw in answer:
+            line = raw.decode().rstrip("\n")
+            if line:
+                fields.append(line.partition(": ")[::2])
+                continue
+            names = dict(fields)
+            data = "\n".join(value for name, value in fields if name == "data")
+            fields = []
+            if "id" in names and (names.get("event") != "state" or data == "done"):
+                return names.get("event", "message"), int(names["id"]), data
+    return "end", offset, ""
 
 
 def test_cancel_ends_a_running_build(server: Server, repository: Repository):

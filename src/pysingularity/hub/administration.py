@@ -285,10 +285,24 @@ def _checks(hub: Hub) -> Iterator[tuple[str, str]]:
     program = builder_program(values)
     found = shutil.which(program[0])
     yield "builder", f"ok, {' '.join(program)}" if found else f"{program[0]}: missing (setting builds.program)"
+    if values.builds.engine == "slurm":
+        missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
+        yield "slurm", f"{', '.join(missing)}: missing" if missing else _slurm()
     if values.builds.sandbox == "none":
         yield "sandbox", "off: builds run with the hub's own account (setting builds.sandbox)"
     else:
         yield "sandbox", _sandbox()
+
+
+def _slurm() -> str:
+    """Ask the cluster for its partitions."""
+    try:
+        result = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"sinfo does not answer: {error}"
+    if result.returncode:
+        return f"sinfo: {result.stderr.strip().splitlines()[-1] if result.stderr.strip() else result.returncode}"
+    return f"ok, partitions {', '.join(sorted(set(result.stdout.split())))}"
 
 
 def _sandbox() -> str:

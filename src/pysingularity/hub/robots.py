@@ -32,6 +32,7 @@ from pysingularity.hub.errors import HubError
 from pysingularity.hub.keeping.garbage import collect
 from pysingularity.hub.keeping.scrub import scrub
 from pysingularity.hub.models import Build, Collection, now
+from pysingularity.hub.settings import ROBOTS
 from pysingularity.hub.sources.intake import resync, work_off
 
 #: Seconds between two looks for work; a webhook on this process's own hub wakes it at once.
@@ -122,6 +123,7 @@ class Robots:
         for number in (*returned, *failed):
             messages.warning(f"build {number}: its worker was lost")
         self._tidy()
+        (self.hub.settings.data / ROBOTS).touch(mode=0o600)
         return False
 
     def _tidy(self) -> None:

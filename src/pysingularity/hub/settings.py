@@ -26,6 +26,8 @@ from pysingularity.errors import HostError
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 HOUR, DAY = 3600, 86400
 FILE = "hub.toml"
+#: File of the data folder whose time says when a robot was last at work (see `/healthz`).
+ROBOTS = ".robots"
 
 
 class _Group(BaseModel):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -20,13 +21,14 @@ from pysingularity.hub.accounts.rights import Principal, need_change, need_see, 
 from pysingularity.hub.api.views import build_view
 from pysingularity.hub.builds import queue
 from pysingularity.hub.builds.log import log_path
-from pysingularity.hub.builds.planning import manual
+from pysingularity.hub.builds.planning import announce, manual
 from pysingularity.hub.builds.states import ALL, FINAL
 from pysingularity.hub.catalog import get_collection, parse_name
 from pysingularity.hub.context import Hub
 from pysingularity.hub.doors import Number, TheHub, Who, base_url, limited
 from pysingularity.hub.errors import Invalid, NotFound
 from pysingularity.hub.models import Build, Collection
+from pysingularity.hub.protocols.sending import FilePart, WrongRange, parse_range
 
 router = APIRouter(prefix="/api/v1", tags=["builds"], dependencies=[Depends(limited)])
 #: Seconds between two looks at a growing log, and between two signs of life on a quiet one.
@@ -143,21 +145,34 @@ def retry(number: Number, request: Request, hub: TheHub, who: Who) -> dict[str, 
     with hub.write() as session:
         need_change(session, who, build.collection, "build")
         again = queue.retry(session, session.get_one(Build, number), by=who.name)
+        announce(hub, again, build.collection)
         record(session, who, "build.retry", build.collection.full_name, build=number)
     return build_view(get_build(hub, who, again.id), base_url(request))
 
 
 @router.get("/builds/{number}/log", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def log(number: Number, hub: TheHub, who: Who, download: bool = False) -> Response:
+def log(number: Number, request: Request, hub: TheHub, who: Who, download: bool = False) -> Response:
     """Return the log so far, as text; understands Range."""
     get_build(hub, who, number)
-    path = log_path(hub.settings.folder("logs"), number)
-    if not path.exists():
-        return Response("", media_type="text/plain; charset=utf-8")
-    headers = {"Cache-Control": "no-cache"}
+    headers = {"Cache-Control": "no-cache", "Content-Type": "text/plain; charset=utf-8", "Accept-Ranges": "bytes"}
     if download:
         headers["Content-Disposition"] = f'attachment; filename="build-{number}.log"'
-    return FileResponse(path, media_type="text/plain; charset=utf-8", headers=headers)
+    try:
+        file = io.FileIO(log_path(hub.settings.folder("logs"), number), "r")
+    except FileNotFoundError:
+        return Response("", headers=headers)
+    # It may grow while it is sent: what there is now is the answer.
+    size = os.fstat(file.fileno()).st_size
+    try:
+        part = parse_range(request.headers.get("range", ""), size)
+    except WrongRange:
+        file.close()
+        raise
+    if part is None:
+        return FilePart(file, 0, size, status=200, headers=headers)
+    offset, count = part
+    headers["Content-Range"] = f"bytes {offset}-{offset + count - 1}/{size}"
+    return FilePart(file, offset, count, status=206, headers=headers)
 
 
 @router.get(

@@ -11,11 +11,15 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from pysingularity.hub.builds.states import ACTIVE, ALL
+from pysingularity.hub.context import Hub
 from pysingularity.hub.doors import TheHub
 from pysingularity.hub.models import Blob, Build, Collection, Image, User, now
+from pysingularity.hub.settings import ROBOTS
 from pysingularity.version import __version__
 
 router = APIRouter(tags=["service"])
+#: Seconds without a sign of the robots after which something is wrong; they give one every few seconds.
+QUIET = 120.0
 
 
 @router.get("/healthz", responses={503: {"description": "It cannot; the fields say what is ill."}})
@@ -29,7 +33,7 @@ def health(hub: TheHub) -> Response:
                 sa.select(sa.func.count()).where(Build.state.in_(ACTIVE), Build.leased_until < now() - 120)
             )
         checks["database"] = "ok"
-        checks["robots"] = "ok" if not late else f"{late} builds without a worker"
+        checks["robots"] = f"{late} builds without a worker" if late else _robots(hub)
     except sa.exc.SQLAlchemyError as error:
         checks["database"] = type(error).__name__
     checks["data"] = "ok" if os.access(hub.settings.data, os.W_OK) else "not writable"
@@ -37,11 +41,21 @@ def health(hub: TheHub) -> Response:
     return JSONResponse({"status": "ok" if good else "ill", "version": __version__, **checks}, 200 if good else 503)
 
 
+def _robots(hub: Hub) -> str:
+    """Say whether the robots have been at work lately; a hub that has just begun may not have any yet."""
+    try:
+        quiet = now() - (hub.settings.data / ROBOTS).stat().st_mtime
+    except FileNotFoundError:
+        return "ok"
+    return "ok" if quiet < QUIET else f"not heard of for {quiet:.0f} s"
+
+
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(hub: TheHub) -> Response:
     """Return figures in Prometheus' text format."""
     with hub.read() as session:
-        states = dict(session.execute(sa.select(Build.state, sa.func.count()).group_by(Build.state)).tuples().all())
+        rows = session.execute(sa.select(Build.state, sa.func.count()).group_by(Build.state))
+        states = {state: count for state, count in rows}  # noqa: C416 - rows are no pairs for type checkers
         counts = {
             "users": session.scalar(sa.select(sa.func.count()).select_from(User)),
             "collections": session.scalar(sa.select(sa.func.count()).select_from(Collection)),

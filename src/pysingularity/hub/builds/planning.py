@@ -228,19 +228,25 @@ def add_build(
         priority=10 if trigger == "manual" else 0,
     )
     enqueue(session, build, collection.owner)
-    limit = hub.settings.builds.log_limit
-    with LogWriter(log_path(hub.settings.folder("logs"), build.id), limit=limit) as log:
-        log.line(f"Build {build.id} of {collection.title}:{build.tag}, {recipe.path} of {commit[:12]} ({trigger})")
-        if recipe.problem:
-            build.state, build.error_id, build.reason = "failed", "bad-recipe", recipe.problem
-            build.finished_at = now()
-            log.line(f"This recipe cannot be built: {recipe.problem}")
-        else:
-            log.line(f"Queued at {stamp()} UTC, waiting for a worker")
+    if recipe.problem:
+        build.state, build.error_id, build.reason = "failed", "bad-recipe", recipe.problem
+        build.finished_at = now()
+    announce(hub, build, collection)
     if build.state == QUEUED and trigger != "manual":
         for number in supersede(session, collection, tag=build.tag, branch=branch, arch=arch, by=build):
             plan.remarks.append(f"build {number} was superseded by build {build.id}")
     return build
+
+
+def announce(hub: Hub, build: Build, collection: Collection) -> None:
+    """Write the first lines of a build's log, so that there is something to see from the first moment on."""
+    with LogWriter(log_path(hub.settings.folder("logs"), build.id), limit=hub.settings.builds.log_limit) as log:
+        what = f"{build.recipe} of {build.commit[:12]} ({build.trigger})"
+        log.line(f"Build {build.id} of {collection.title}:{build.tag}, {what}")
+        if build.state == QUEUED:
+            log.line(f"Queued at {stamp()} UTC, waiting for a worker")
+        else:
+            log.line(f"This recipe cannot be built: {build.reason}")
 
 
 def _within_limits(hub: Hub, session: Session, collection: Collection) -> None:
