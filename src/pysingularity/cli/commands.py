@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "registry": ("registry", "Manage", "Log in to and out of registries"),
     "rm": ("rm", "Manage", "Remove a sandbox, also one whose files belong to subordinate ids"),
     "doctor": ("doctor", "Manage", "Tell what works on this machine, and what to do about the rest"),
+    "completion": ("completion", "Manage", "Print a script that completes command lines"),
     "version": ("version", "Manage", "Show the version"),
     "help": ("help", "Manage", "Show help for a command"),
 }

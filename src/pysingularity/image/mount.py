@@ -150,8 +150,3 @@ def kernel_squashfs(path: str, offset: int, size: int, target: str) -> bool:
     finally:
         posix.close(descriptor)  # the device frees itself together with the mount
     return True
-
-
-def fuse_usable() -> bool:
-    """Return whether this user may serve a file system."""
-    return posix.access(fuse.DEVICE, posix.R_OK | posix.W_OK)

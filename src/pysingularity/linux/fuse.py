@@ -55,6 +55,11 @@ INIT_OUT = Struct("<IIIIHHIIHHI28x")
 STATFS_OUT = Struct("<5Q4I24x")
 
 
+def usable() -> bool:
+    """Return whether this user may serve a file system."""
+    return posix.access(DEVICE, posix.R_OK | posix.W_OK)
+
+
 def open_device() -> int:
     """Return a descriptor of /dev/fuse; call it inside the user namespace that mounts it.
 

@@ -352,7 +352,7 @@ class _Preparation:
 
     def _unpacked_if_needed(self, layer: Layer) -> Layer:
         """Return the layer, or the folder of its unpacked files where nothing here can mount it."""
-        from pysingularity.image.mount import fuse_usable
+        from pysingularity.linux.fuse import usable  # without the server, which a warm image does not need
 
         driver = "unpacked" if self.options.unsquash else str(self.settings["image driver"])
         if driver == "squashfuse" and "squashfuse_ll" not in self.programs:
@@ -367,7 +367,7 @@ class _Preparation:
                 )
             self.programs["squashfuse_ll"] = program
         kernel = self.user.uid == 0 and posix.access("/dev/loop-control", posix.R_OK)
-        if driver != "unpacked" and (fuse_usable() or (kernel and driver != "python")):
+        if driver != "unpacked" and (usable() or (kernel and driver != "python")):
             return layer
         if driver != "unpacked":
             messages.info("/dev/fuse cannot be opened: the image is unpacked into the cache (once)")
