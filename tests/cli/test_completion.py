@@ -18,7 +18,7 @@ def script(shell):
 def offered(*words):
     """Return what bash would offer for the last of these words."""
     line = " ".join(f"'{word}'" for word in words)
-    code = f'COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _singularity; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    code = f'COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _singularity; printf "%s\\n" "${{COMPREPLY[@]}}"'
     result = subprocess.run(["bash", "-c", script("bash") + code], capture_output=True, text=True, check=True, cwd="/")
     assert result.stderr == ""
     return result.stdout.split()

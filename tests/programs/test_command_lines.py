@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command lines as other programs generate them, word for word but for the paths. Quick: the programs are not needed."""
+"""Command lines as other programs generate them, word for word but for the paths; the programs are not needed."""
 
 from __future__ import annotations
 
