@@ -230,11 +230,13 @@ def test_apt_and_pip_of_a_real_debian_are_installed_again(request, kind):
         "export DEBIAN_FRONTEND=noninteractive; apt-get update -q; apt-get install -qy --no-install-recommends jq nano"
         " && pip install --break-system-packages sampleproject && echo '# mine' >> /etc/nanorc && echo x > /etc/own"
     )
-    ran = user(["singularity", "exec", "--writable", "--fakeroot", "box", "sh", "-ec", script], timeout=900)
+    inside = "/etc/ssl/certs/ca-certificates.crt"
+    site = ["-B", f"{os.environ.get('SSL_CERT_FILE', inside)}:{inside}", "--env", f"PIP_CERT={inside}"]
+    ran = user(["singularity", "exec", *site, "--writable", "--fakeroot", "box", "sh", "-ec", script], timeout=900)
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
     text = user(["singularity", "recipe", "history", "box"], timeout=120, check=True).stdout
     stage = parse(text).stages[0]
-    files = [line.split()[-1] for line in stage.body("files").splitlines()]
+    files = [line.split()[-1] for line in stage.body("files").splitlines() if line.strip()]
     assert files == ["/etc/nanorc", "/etc/own"]
     words = stage.body("post").split()
     assert {"jq", "nano"} <= set(words) and "libjq1" not in words

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import time
 
 import pytest
 
@@ -129,3 +133,137 @@ def test_plan_tells_what_is_cached(user):
     statuses(user, "x.sif", "x.def")
     lines = user(["singularity", "build", "--plan", "z.sif", "x.def"], check=True).stdout.splitlines()
     assert ["cached" in line for line in lines] == [True] * 5 + [False] * 3
+
+
+CHANGES = """\
+Bootstrap: localimage
+From: {base}
+
+%post
+    #step make
+    mkdir -p /opt/a /opt/emptied /opt/becomes-file
+    echo 1 > /opt/a/one; ln /opt/a/one /opt/a/two; ln -s one /opt/a/link
+    echo x > /opt/emptied/x; echo x > /opt/becomes-folder; echo x > /opt/gone
+    chown 5:6 /opt/a/one; chmod 4750 /opt/a/one; chown -h 7:8 /opt/a/link
+    mkdir -p /opt/mode; chmod 1777 /opt/mode; chown 9 /opt/mode
+    #step change
+    rm /opt/gone /opt/emptied/x /opt/becomes-folder; rm -r /opt/becomes-file
+    mkdir /opt/becomes-folder; echo x > /opt/becomes-folder/in; echo x > /opt/becomes-file
+    chown 10:11 /opt/becomes-file
+    mv /opt/a /opt/moved
+    ln /opt/moved/one /opt/three
+    #step {last}
+    touch /opt/{last}
+"""
+
+
+def tree_of(user, image: str) -> dict[str, tuple]:
+    """Return everything below /opt as the image has it."""
+    from pysingularity.image.inside import squashfs_of
+    from pysingularity.image.open import open_image
+
+    found = {}
+    with open_image(str(user.tmp / image)) as opened:
+        files = squashfs_of(opened)
+        refs: dict[int, str] = {}
+        for path, inode in files.walk():
+            name = path.decode()
+            if name.startswith("opt"):
+                first = refs.setdefault(inode.ref, name)
+                content = files.read(inode) if inode.kind == "file" else inode.target
+                found[name] = inode.kind, oct(inode.mode), inode.uid, inode.gid, first, content, files.xattrs(inode)
+    return found
+
+
+def test_what_steps_change_is_the_same_from_the_cache(user, base):
+    user.write("x.def", CHANGES.format(base=base, last="last"))
+    statuses(user, "--no-cache", "plain.sif", "x.def")
+    statuses(user, "x.sif", "x.def")
+    statuses(user, "again.sif", "x.def")
+    plain = tree_of(user, "plain.sif")
+    assert plain["opt/moved/one"][1:4] == ("0o4750", 5, 6) and plain["opt/moved/link"][2:4] == (7, 8)
+    assert plain["opt/moved/one"][4] == plain["opt/moved/two"][4] == plain["opt/three"][4]
+    assert "opt/gone" not in plain and plain["opt/becomes-file"][:4] == ("file", "0o644", 10, 11)
+    assert tree_of(user, "x.sif") == plain == tree_of(user, "again.sif")
+    # From the middle: what was unpacked again is what the step had left.
+    user.write("x.def", CHANGES.format(base=base, last="other"))
+    found = statuses(user, "x.sif", "x.def")
+    assert [found[name] for name in found if name.startswith("%post")] == ["cached", "cached", "done"]
+    other = tree_of(user, "x.sif")
+    assert {**other, "opt/last": 0} == {**plain, "opt/other": other["opt/other"], "opt/last": 0}
+
+
+def test_step_that_speaks_of_a_failed_network_is_not_kept(user, base):
+    words = "W: Some index files failed to download."
+    script = f"    #step one\n    echo fine\n    #step two\n    echo '{words}'\n    #step three\n"
+    user.write("x.def", f"Bootstrap: localimage\nFrom: {base}\n%post\n{script}    echo three\n")
+    first = user(["singularity", "build", "-F", "x.sif", "x.def"])
+    assert first.returncode == 0 and "not kept in the cache" in first.stderr
+    found = statuses(user, "x.sif", "x.def")
+    assert [found[name] for name in found if name.startswith("%post")] == ["cached", "done", "done"]
+
+
+def test_base_that_moved_runs_the_stages_behind_it_again(user, base):
+    text = (
+        "Bootstrap: localimage\nFrom: a.sif\nStage: one\n%post\n    #step one\n    cp /mark /copy\n"
+        f"Bootstrap: localimage\nFrom: {base}\n%files from one\n    /copy\n"
+        "%post\n    #step two\n    cat /copy > /said\n"
+    )
+    user.write("x.def", text)
+    for word in ("first", "second"):
+        user.write("a.def", f"Bootstrap: localimage\nFrom: {base}\n%post\n    echo {word} > /mark\n")
+        user(["singularity", "build", "-F", "a.sif", "a.def"], check=True)
+        statuses(user, "x.sif", "x.def")
+        assert user(["singularity", "exec", "x.sif", "cat", "/said"], check=True).stdout == f"{word}\n"
+    assert {status for name, status in statuses(user, "x.sif", "x.def").items() if "%post" in name} == {"cached"}
+
+
+def test_cache_forgets_steps_to_stay_in_its_limit(user):
+    statuses(user, "x.sif", "x.def")
+    size = sum(path.stat().st_size for path in (user.tmp / "cache/cache/image").glob("*.sif"))
+    user.environ["SINGULARITY_CACHE_SIZE"] = str(size // 2)
+    # What was used a moment ago is safe from cleaning for space.
+    for path in (user.tmp / "cache").rglob("*"):
+        os.utime(path, (time.time() - 9000,) * 2, follow_symlinks=False)
+    user.write("data", "changed")
+    statuses(user, "x.sif", "x.def")
+    assert log_of(user, "x.sif") == "one\ntwo\nthree\n"
+    left = sum(path.stat().st_size for path in (user.tmp / "cache/cache/image").glob("*.sif"))
+    assert left < size * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "shown"),
+    [
+        ("x.def", "Bootstrap: localimage\nFrom: {base}\n%post\n    echo here > /marker\n    false\n", "here"),
+        ("Dockerfile", "FROM {base}\nENV V=var\nWORKDIR /w\nRUN echo here > /marker; exit 3\n", "here var /w"),
+    ],
+)
+def test_debug_shell_opens_where_a_step_failed(user, base, name, text, shown):
+    user.write(name, text.format(base=base))
+    ours, theirs = pty.openpty()
+    process = user.popen(
+        ["setsid", "--ctty", "--wait", "singularity", "build", "--debug-shell", "y.sif", name],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    said, asked = b"", False
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if select.select([ours], [], [], 0.2)[0]:
+            try:
+                data = os.read(ours, 65536)
+            except OSError:  # the other side is closed
+                break
+            said += data
+        elif not asked and b"leave it with: exit" in said:
+            os.write(ours, b"echo =$(cat /marker) $V $PWD=; exit\n")
+            asked = True
+    assert process.wait(timeout=30) == 255
+    os.close(ours)
+    text = said.decode(errors="replace")
+    words = f"={shown} " if name == "x.def" else f"={shown}="
+    assert any(line.startswith(words) for line in text.splitlines()), text
+    assert not (user.tmp / "y.sif").exists()

@@ -25,6 +25,11 @@ ACCEPTED = {
     "templates": "Bootstrap: {{ B }}\n%arguments\nB=scratch\nV={{ W }}-1\nW=w\n%help\n{{ V }} # {{ NO }}\n"
     "%labels\nV {{V}}\n",
     "open-end": "Bootstrap: scratch\n%labels\nA b\n%help\nx",
+    "odd-files": "Bootstrap: scratch\n%files foo\n%help\nx\n%files from\n%labels\nA b\n",
+    "words": "Bootstrap: scratch\n%help  two words\na %help b\n100%\n%labels\nKEY\nA=b c\n# c\nB d # e\n",
+    "header": "\n# c\nBootstrap: scratch#x\nFrom: a\nFrom: b\nOtherURL1: c\nInclude:\n%help\nx\n%labels\nA b\n",
+    "defaults": "Bootstrap: scratch\n%arguments x\nA=\nB=1\n%help\n[{{A}}] {{  B}} {{ .C }} {{}}\n%labels\nA b\n",
+    "carriage": "Bootstrap: scratch\r\nFrom: a \\\r\n b\r\n%help\r\nx\r\n%labels\r\nA b\r\n",
 }
 REFUSED = {
     "section": "Bootstrap: scratch\n%label\nA b\n",
@@ -36,6 +41,11 @@ REFUSED = {
     "no-header": "%help\nx\n",
     "from-first": "From: x\nBootstrap: scratch\n%help\nx\n",
     "comment-only": "# nothing\n",
+    "app-name": "Bootstrap: scratch\n%apprun\nx\n",
+    "colon-name": "Bootstrap: scratch\n%help:\nx\n",
+    "stage": "Bootstrap: scratch\n%files from nope\n/x\n",
+    "bare-number": "Bootstrap: scratch\nOtherURL: b\n%help\nx\n",
+    "second-stage": "Bootstrap: scratch\n%arguments\nA=1\n%help\n{{A}}\nBootstrap: scratch\n%help\n{{A}}\n",
 }
 
 

@@ -140,7 +140,7 @@ class Builder(Finish):
             raise InternalError("empty-root", f"Bootstrap: {stage.agent} left an empty root file system")
         put_into_folder(root, metadata.base_entries())
         if stage.name:
-            self.names[stage.name] = step.stage
+            self.names.setdefault(stage.name, step.stage)
 
     def _seed(self, step: Step) -> None:
         """Let the first kept step take over compressed blocks of the base image."""
@@ -209,12 +209,7 @@ class Builder(Finish):
             text = source.read(metadata.POST_ENVIRONMENT)
         if text is not None:
             put_into_folder(root, [Entry.file(metadata.POST_ENVIRONMENT, text, 0o755)])
-        store = self.stores.get(step.stage)
-        if step.keep and store is not None:
-            kept = store.keep(step, root, self.post_labels)
-            self.snapshots.pop(step.stage, None)
-            if kept is not None:
-                self.snapshots[step.stage] = kept
+        self._keep(step, self.post_labels)
 
     def _debug_shell(
         self,

@@ -66,6 +66,8 @@ class Frame:
         self.unneeded: set[int] = set()
         #: Stages whose last snapshot is still to be unpacked, when somebody takes something from them.
         self.packed: set[int] = set()
+        #: Stages with a step that ran while the network failed.
+        self.doubtful: set[int] = set()
         self._marks: dict[int, str] = {}
         self._fetched: dict[str, str] = {}
         #: The last stage came from the cache and nothing has needed it on disk yet.
@@ -277,7 +279,7 @@ class Frame:
         stage = self._stage(step)
         self.post_labels = store.labels(step)
         if stage.name:
-            self.names[stage.name] = step.stage
+            self.names.setdefault(stage.name, step.stage)
         rest = [one.kind for one in self.steps.of_stage(step.stage) if one.number > step.number]
         if not rest:
             self.packed.add(step.stage)
@@ -294,6 +296,23 @@ class Frame:
             self.packed.discard(stage)
             store.restore(self.snapshots[stage], self.roots[stage])
         return self.roots[stage]
+
+    def _keep(self, step: Step, labels: str) -> None:
+        """Put the root behind a step into the cache, when it is to be kept and nothing speaks against it."""
+        store = self.stores.get(step.stage)
+        self.snapshots.pop(step.stage, None)
+        if not self.doubtful.isdisjoint(self.steps.sources_of(step.stage)):
+            self.doubtful.add(step.stage)
+        if not step.keep or store is None or step.stage in self.doubtful:
+            return
+        if self.tell.network_failed():
+            # Neither this step nor what is built on it: it may be different tomorrow.
+            self.doubtful.add(step.stage)
+            self._message("warning", "this step is not kept in the cache: a program of it spoke of a failed network")
+            return
+        kept = store.keep(step, self.roots[step.stage], labels)
+        if kept is not None:
+            self.snapshots[step.stage] = kept
 
     def _hint(self, hint: str, root: str) -> str:
         """Return a hint for a program that failed in a root, or the one reason that explains everything."""

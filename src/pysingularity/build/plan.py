@@ -144,7 +144,7 @@ def make(request: BuildRequest) -> Plan:
     for index, stage in enumerate(request.recipe.stages):
         maker.begin()
         _stage(maker, request, index, stage, ids, reuse)
-        if stage.name:
+        if stage.name and stage.name not in ids:  # of two stages of one name the first counts
             ids[stage.name] = maker.steps[-1].id
         if index == last:
             maker.add(METADATA, "labels, environment and scripts", index, request.recipe.text)
@@ -193,7 +193,7 @@ def _stage(maker: Maker, request: BuildRequest, index: int, stage: Stage, ids: d
     if inner:
         parts = [f"{pair.stage}:{ids.get(pair.stage, '')}:{pair.source}:{pair.target}" for pair in inner]
         names = list(dict.fromkeys(pair.stage for pair in inner))
-        known = {stage.name: number for number, stage in enumerate(recipe.stages[:index])}
+        known = {stage.name: number for number, stage in reversed(list(enumerate(recipe.stages[:index])))}
         sources = tuple(known[one] for one in names if one in known)
         maker.add(STAGE_FILES, f"%files from {', '.join(names)}{name}", index, *parts, sources=sources)
     if stage.has("setup") and "setup" in wanted:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import re
 import select
 import signal
 import sys
@@ -30,7 +31,16 @@ from pysingularity.image.output import Terminated
 from pysingularity.linux.process import SIGTERM, become_subreaper, die_with_parent
 
 #: Events after which the worker waits until everything before them has been shown.
-_AWAITED = ("start", "end", "result", "failed")
+_AWAITED = ("start", "end", "result", "failed", "ask")
+#: What programs say when the network failed them and they went on all the same (apt-get update ends with 0 then).
+_NETWORK = re.compile(
+    r"Some index files failed to download|Temporary failure (?:in name resolution|resolving)|Could not resolve"
+    r"|timed out|Network is unreachable|Connection (?:refused|reset by peer)",
+    re.IGNORECASE,
+)
+
+#: Answers to `Channel.network_failed` and to all other awaited events.
+_FAILED, _FINE = b"!", b"\n"
 
 
 class Channel:
@@ -46,6 +56,11 @@ class Channel:
             data = data[os.write(self._send, data) :]
         if event.kind in _AWAITED:
             os.read(self._answer, 1)
+
+    def network_failed(self) -> bool:
+        """Return whether a program of this step has spoken of a network that failed, in its output so far."""
+        os.write(self._send, (events.Event("ask", {}).line() + "\n").encode())
+        return os.read(self._answer, 1) == _FAILED
 
 
 def carry_out(work: Callable[[Channel], None], listen: events.Listener, clean: Callable[[], None]) -> events.Event:
@@ -133,9 +148,11 @@ def _follow(events_r: int, output_r: int, answer_w: int, listen: events.Listener
     poll.register(output_r, select.POLLIN)
     pending, step = b"", 0
     last: events.Event | None = None
+    tail, failed = "", False
 
     def drain() -> bool:
         """Pass on all output there is; return False at its end."""
+        nonlocal tail, failed
         while True:
             try:
                 data = os.read(output_r, 65536)
@@ -144,6 +161,8 @@ def _follow(events_r: int, output_r: int, answer_w: int, listen: events.Listener
             text = decoder.decode(data, not data)
             if text:
                 listen(events.Event("log", {"step": step, "text": text}))
+                failed = failed or _NETWORK.search(tail + text) is not None
+                tail = text[-80:]
             if not data:
                 return False
 
@@ -162,13 +181,14 @@ def _follow(events_r: int, output_r: int, answer_w: int, listen: events.Listener
                     drain()
                 if event.kind == "start":
                     step = event.number("step")
+                    tail, failed = "", False
                 if event.kind in ("result", "failed"):
                     last = event
-                if event.kind != "failed":  # the caller gets it as an exception, and tells it once
+                if event.kind not in ("failed", "ask"):  # the caller gets it as an exception, and tells it once
                     listen(event)
                 if awaited:
                     try:
-                        os.write(answer_w, b"\n")
+                        os.write(answer_w, _FAILED if event.kind == "ask" and failed else _FINE)
                     except BrokenPipeError:  # the worker was killed between its word and our answer
                         pass
         elif output_r in ready and not drain():

@@ -36,12 +36,15 @@ def file_pairs(stage: Stage, file: str, app: str = "", remarks: list[str] | None
         remarks: filled with lines on what was ignored.
 
     Raises:
-        RecipeError: a quote that is not closed, arguments that are not `from STAGE`.
+        RecipeError: a quote that is not closed.
     """
     found = []
     remarks = [] if remarks is None else remarks
     for section in stage.all("appfiles" if app else "files", app):
-        origin = "" if app else _origin(section, file)
+        origin = "" if app else origin_of(section)
+        if not app and section.arguments.strip() and not origin:
+            said = section.arguments.strip()
+            remarks.append(f"{file}:{section.line}: ignored, %files takes no arguments but: from STAGE: {said}")
         for number, line in enumerate(section.body.split("\n"), section.line + 1):
             text = line.strip()
             if not text or text[0] == "#":
@@ -59,20 +62,10 @@ def file_pairs(stage: Stage, file: str, app: str = "", remarks: list[str] | None
     return found
 
 
-def _origin(section: Section, file: str) -> str:
+def origin_of(section: Section) -> str:
+    """Return the stage of a `%files from STAGE`, "" for all other arguments, which never meant anything."""
     words = section.arguments.split()
-    if not words:
-        return ""
-    if len(words) != 2 or words[0].lower() != "from":
-        raise RecipeError(
-            "files-arguments",
-            "%files takes no arguments but: from STAGE",
-            file=file,
-            line=section.line,
-            column=1,
-            text=f"%files {section.arguments}",
-        )
-    return words[1]
+    return words[1] if len(words) == 2 and words[0].lower() == "from" else ""
 
 
 def _words(text: str, file: str, number: int) -> list[tuple[str, bool]]:
@@ -140,7 +133,7 @@ def check(recipe: Recipe) -> None:
     """Refuse what the language admits and no build can follow.
 
     Raises:
-        RecipeError: a stage without Bootstrap:, two stages of one name, `%files from` a stage that is not above.
+        RecipeError: a stage without Bootstrap:, `%files from` a stage that is not above.
     """
     names: list[str] = []
     for stage in recipe.stages:
@@ -153,7 +146,7 @@ def check(recipe: Recipe) -> None:
                 hint="begin the stage with a line such as: Bootstrap: docker (it must stand before the other keywords)",
             )
         for section in stage.all("files"):
-            origin = _origin(section, recipe.file)
+            origin = origin_of(section)
             if origin and origin not in names:
                 earlier = ", ".join(names) or "none; a stage is named by a header line Stage: NAME"
                 raise RecipeError(
@@ -165,10 +158,5 @@ def check(recipe: Recipe) -> None:
                     text=f"%files {section.arguments}",
                     hint=f"stages above: {earlier}",
                 )
-        if stage.name and stage.name in names:
-            line = stage.lines.get("stage", stage.line)
-            raise RecipeError(
-                "stage-twice", f'two stages are called "{stage.name}"', file=recipe.file, line=line, column=1
-            )
         if stage.name:
             names.append(stage.name)

@@ -166,15 +166,7 @@ class DockerBuilder(Builder):
     def _step(self, step: Step) -> None:
         one, state = self._instruction(step)
         self._act(step, one, state)
-        self._keep(step)
-
-    def _keep(self, step: Step) -> None:
-        store = self.stores.get(step.stage)
-        self.snapshots.pop(step.stage, None)
-        if step.keep and store is not None:
-            kept = store.keep(step, self.roots[step.stage], "")
-            if kept is not None:
-                self.snapshots[step.stage] = kept
+        self._keep(step, "")
 
     def _act(self, step: Step, one: Instruction, state: State) -> None:
         if one.name == "RUN":
