@@ -86,7 +86,7 @@ def temporary_folder(environ: Mapping[str, str]) -> str:
         path = environ.get(name, "")
         if path and _usable(path):
             return os.path.abspath(path)
-    for path in ("/var/tmp", "/tmp") if _in_memory("/tmp") else ("/tmp", "/var/tmp"):
+    for path in ("/var/tmp", "/tmp") if in_memory("/tmp") else ("/tmp", "/var/tmp"):
         if _usable(path):
             return path
     raise UserError("no-tmpdir", "there is no folder for temporary files", hint="set SINGULARITY_TMPDIR to one")
@@ -96,7 +96,7 @@ def _usable(path: str) -> bool:
     return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
 
 
-def _in_memory(path: str) -> bool:
+def in_memory(path: str) -> bool:
     """Return whether a folder lies on a tmpfs (by the mount table; the longest mount point wins)."""
     best, kind = "", ""
     try:

@@ -307,3 +307,33 @@ def test_two_builds_to_one_target_give_one_whole_image(as_user, base, force):
     assert "Which: one" in inspected or "Which: two" in inspected
     assert as_user(["singularity", "exec", "x.sif", "ls"]).returncode == 0
     assert leftovers(as_user) == []
+
+
+def test_what_will_not_fit_is_refused_before_the_work(root_only, as_user, base):
+    small = as_user.tmp / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m,mode=1777", "none", small], check=True)
+    try:
+        environment = {"SINGULARITY_TMPDIR": str(small)}
+        as_user.write("big", os.urandom(90 << 20))
+        as_user.write("files.def", f"Bootstrap: localimage\nFrom: {base}\n%files\n  big /opt/\n%post\n  true\n")
+        as_user.write("image.def", "Bootstrap: localimage\nFrom: big.sif\n%post\n  true\n")
+        with open(as_user.write("big.sif"), "wb") as file:
+            file.truncate(400 << 20)
+        as_user(["singularity", "build", "--force", "big.sif", base], check=True)
+        with open(as_user.tmp / "big.sif", "ab") as file:
+            file.truncate(400 << 20)
+        for name, what in (("files.def", "copying what %files names"), ("image.def", "unpacking")):
+            said = as_user(["singularity", "build", "x.sif", name], env=environment).stderr
+            assert f"{what}" in said and "MiB are free" in said and "SINGULARITY_TMPDIR" in said
+            assert "which lives in memory" in said
+            assert list(small.iterdir()) == []
+        said = as_user(["singularity", "build", "--sandbox", small / "box", "big.sif"], env=environment).stderr
+        assert "unpacking" in said and "MiB are free" in said
+        assert list(small.iterdir()) == []
+        plain = {"SINGULARITY_TMPDIR": "", "TMPDIR": "", "SLURM_TMPDIR": str(small)}
+        as_user.write("empty.def", "Bootstrap: scratch\n%post\n  true\n")
+        said = as_user(["singularity", "build", "y.sif", "empty.def"], env=plain).stderr
+        assert str(small) in said and "which lives in memory" in said
+    finally:
+        subprocess.run(["umount", small], check=True)

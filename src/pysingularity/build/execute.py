@@ -9,6 +9,7 @@ build when both were.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import signal
 import subprocess
@@ -27,13 +28,10 @@ from pysingularity.errors import InternalError
 from pysingularity.image import metadata, output
 from pysingularity.image.entries import Entry, put_into_folder
 from pysingularity.image.inside import FolderSource
-from pysingularity.recipe.model import Stage
 from pysingularity.recipe.sections import file_pairs, shell_of
 
 #: Room that a build needs at least, besides what its base takes.
 LEAST_ROOM = 64 << 20
-#: How much larger than its compressed file an image is on disk, by experience.
-UNPACKED = 3
 
 
 def build(request: BuildRequest, steps: Plan, listen: events.Listener) -> events.Event:
@@ -45,6 +43,7 @@ def build(request: BuildRequest, steps: Plan, listen: events.Listener) -> events
     """
     output.check_target(request.target, force=request.force or request.update, folder=request.sandbox)
     parent = temporary_folder(request.environ)
+    space.tell_memory(parent)
     space.need(parent, LEAST_ROOM, "the build")
     left = space.abandoned(parent)
     place = space.Workplace(parent)
@@ -103,7 +102,6 @@ class Builder(Finish):
 
     def _bootstrap(self, step: Step) -> None:
         request, stage, root = self.request, self._stage(step), self.roots[step.stage]
-        self._room(stage)
         cache = os.path.join(cache_folder(request.environ), "packages")
         tmp = os.path.join(self.place, f"tmp{step.stage}")
         os.makedirs(tmp, exist_ok=True)
@@ -150,15 +148,6 @@ class Builder(Finish):
             if os.path.isfile(path):
                 store.begin(path, self.roots[step.stage])
 
-    def _room(self, stage: Stage) -> None:
-        """Refuse a base that will not fit before it is unpacked."""
-        if stage.agent != "localimage":
-            return
-        path = os.path.join(self.request.directory, stage.header.get("from", ""))
-        if os.path.isfile(path):
-            place = os.path.dirname(self._partial()) or self.place
-            space.need(place, UNPACKED * os.path.getsize(path), f"unpacking {path}")
-
     def _apps(self, step: Step) -> None:
         stage = self._stage(step)
         put_into_folder(self.roots[step.stage], app_entries(stage))
@@ -172,6 +161,10 @@ class Builder(Finish):
         inner = step.kind == plan.STAGE_FILES
         remarks: list[str] = []
         pairs = file_pairs(self._stage(step), self.recipe.file, remarks=remarks)
+        if not inner:
+            patterns = [os.path.join(self.request.directory, pair.source) for pair in pairs if not pair.stage]
+            names = [name for pattern in patterns for name in (glob.glob(pattern) or [pattern])]
+            space.need(self.roots[step.stage], space.amount(names), "copying what %files names")
         with self._copier(self.roots[step.stage]) as copier:
             for pair in pairs:
                 if bool(pair.stage) == inner:

@@ -8,7 +8,7 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
-from pysingularity.build import bootstrap
+from pysingularity.build import bootstrap, space
 from pysingularity.build import plan as plans
 from pysingularity.build.frame import Frame
 from pysingularity.build.history import record
@@ -201,6 +201,8 @@ class Finish(Frame):
             )
             return
         with output.OutputFolder(request.target, force=request.force) as folder:
+            room = space.amount([source]) if os.path.isdir(source) else space.UNPACKED * os.path.getsize(source)
+            space.need(folder.partial, room, f"unpacking {source}")
             os.chmod(folder.partial, 0o755)
             known = False
             with open_image(source) as image:

@@ -10,9 +10,14 @@ import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Iterable
 
+from pysingularity import messages
+from pysingularity.cache import in_memory
 from pysingularity.errors import HostError
 
+#: How much larger than its compressed file an image is on disk, by experience.
+UNPACKED = 3
 #: Beginning of the names of our folders.
 PREFIX = "singularity-build-"
 
@@ -36,6 +41,30 @@ def need(path: str, amount: int, what: str) -> None:
             f"{what} needs about {amount >> 20} MiB in {path}, and {there >> 20} MiB are free",
             hint="make room there, or set SINGULARITY_TMPDIR to a folder that has it",
         )
+
+
+def tell_memory(path: str) -> None:
+    """Say it when temporary files would fill memory: nobody expects that of a folder."""
+    if in_memory(path):
+        messages.warning(
+            f"temporary files go to {path}, which lives in memory ({free(path) >> 20} MiB are free); "
+            "SINGULARITY_TMPDIR names a folder on a disk"
+        )
+
+
+def amount(paths: Iterable[str]) -> int:
+    """Return the bytes that files and folders with everything in them take on a disk; what cannot be read counts 0."""
+    total, stack = 0, list(paths)
+    while stack:
+        path = stack.pop()
+        try:
+            status = os.lstat(path)
+            total += status.st_blocks * 512
+            if stat.S_ISDIR(status.st_mode):
+                stack += [os.path.join(path, name) for name in os.listdir(path)]
+        except OSError:
+            continue
+    return total
 
 
 class Workplace:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from pysingularity import messages
+from pysingularity.build import space
 from pysingularity.build.bootstrap import BootstrapRequest, BootstrapResult
 from pysingularity.build.deb.control import Relation
 from pysingularity.build.deb.fetch import Fetcher, Item, NotFound, address
@@ -96,6 +97,9 @@ class _Bootstrap:
             self.hash.update(f"{package.name} {package.version} {package.sha256}\n".encode())
         size = sum(package.size for package in packages)
         messages.info(f"{len(packages)} packages of {self.suite}, {size / 1e6:.1f} MB")
+        space.need(
+            request.root, sum(package.installed_size for package in packages), f"a system of {len(packages)} packages"
+        )
         items = [
             Item(address(package.archive.url, package.filename), package.size, package.sha256, package.name)
             for package in packages

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 
+from pysingularity.build import space
 from pysingularity.build.bootstrap import BootstrapRequest, BootstrapResult
 from pysingularity.build.clone import clone
 from pysingularity.errors import UserError
@@ -29,9 +30,16 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
     return unpack(request, path)
 
 
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
 def unpack(request: BootstrapRequest, path: str) -> BootstrapResult:
     """Put the content of the image at `path` into the request's root."""
     from pysingularity.image.convert import unpack_into  # only when there is an image to unpack
+
+    room = space.amount([path]) if os.path.isdir(path) else space.UNPACKED * _size(path)
+    space.need(request.root, room, f"unpacking {path}")
 
     with open_image(path) as image:
         done = 0
