@@ -167,6 +167,11 @@ class Folded(Plain):
         if self._step:
             self._draw(force=event.kind == "start")
 
+    def tick(self) -> None:
+        """Draw the line again: time passes also where nothing is told."""
+        if self._step:
+            self._draw(force=True)
+
     def _log(self, text: str) -> None:
         self._keep(text.encode("utf-8", "surrogateescape"))
         lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import shutil
 import subprocess
 
 import pytest
@@ -237,23 +239,33 @@ def test_same_recipe_and_epoch_give_the_same_bytes(user, base):
     assert "SOURCE_DATE_EPOCH=soon" in said
 
 
-def test_way_to_be_root_does_not_show_in_the_image(as_subuid_user, base):
-    """One recipe, two ways, the same bytes."""
+def test_way_to_be_root_does_not_show_in_the_image(as_subuid_user, user_space, base):
+    """One recipe, every way that keeps owners, the same bytes; real root's as well when it started the tests."""
     text = (
         "Bootstrap: localimage\nFrom: {base}\n%post\n  echo x > /opt/x\n  chown 5:6 /opt/x\n  chmod 4750 /opt/x\n"
         "  ln -s x /opt/l\n  chown -h 7:8 /opt/l\n  mknod -m 640 /opt/null c 1 3\n  chown 0:6 /opt/null\n"
         "  mkdir -m 2775 /opt/d\n  chown 9:9 /opt/d\n  touch /opt/d/inherits\n"
     )
-    as_subuid_user.write("x.def", text.format(base=base))
+    own = as_subuid_user.tmp / "own"
+    shutil.copytree(base, own, symlinks=True)
+    for path in (own, *own.rglob("*")):
+        as_subuid_user.own(path)
+    as_subuid_user(["singularity", "build", "base.sif", own], check=True)
+    as_subuid_user.write("x.def", text.format(base=as_subuid_user.tmp / "base.sif"))
     found = {}
     for way in ("subuid", "notify"):
         env = {"SINGULARITY_ROOTLESS": way, "SOURCE_DATE_EPOCH": "1700000000"}
         build(as_subuid_user, "--force", "x.sif", "x.def", env=env)
         found[way] = (as_subuid_user.tmp / "x.sif").read_bytes()
+    if os.getuid() == 0:
+        root = type(as_subuid_user)(pwd.getpwuid(0), user_space)
+        root.write("x.def", (as_subuid_user.tmp / "x.def").read_text())
+        build(root, "x.sif", "x.def", env={"SOURCE_DATE_EPOCH": "1700000000"})
+        found["root"] = (root.tmp / "x.sif").read_bytes()
     with open_image(str(as_subuid_user.tmp / "x.sif")) as image:
         node = squashfs_of(image).lookup("opt/x")
         assert (node.uid, node.gid, node.mode & 0o7777) == (5, 6, 0o4750)
-    assert found["subuid"] == found["notify"]
+    assert set(found.values()) == {found["subuid"]}
 
 
 @pytest.mark.network

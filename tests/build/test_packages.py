@@ -60,3 +60,30 @@ def test_recipe_with_apt_and_pip_becomes_an_image_that_runs(request, kind):
             (0, 42, 0o2755),
             (42, 0, 0o700),
         ]
+
+
+PYTHON = """\
+Bootstrap: debootstrap
+Include: ca-certificates python3-venv
+
+%post
+    #step the tool
+    python3 -m venv /opt/tool
+    /opt/tool/bin/pip install --no-cache-dir uv
+    #step what it installs
+    /opt/tool/bin/uv venv --python /usr/bin/python3 /opt/env
+    VIRTUAL_ENV=/opt/env /opt/tool/bin/uv pip install --no-cache sampleproject
+
+%test
+    /opt/env/bin/python -c "import sample"
+"""
+
+
+@pytest.mark.parametrize("kind", ["as_subuid_user", "as_plain_user"])
+def test_uv_installs_what_pip_would(request, kind):
+    user = request.getfixturevalue(kind)
+    user.write("x.def", PYTHON)
+    result = user(["singularity", "build", "x.sif", "x.def"], timeout=900)
+    assert result.returncode == 0, result.stderr[-4000:]
+    again = user(["singularity", "build", "--force", "x.sif", "x.def"], timeout=120)
+    assert again.returncode == 0 and "uv pip" not in again.stderr

@@ -44,6 +44,24 @@ def test_output_belongs_to_the_step_that_wrote_it():
     assert sum(event.kind == "log" for event in seen) == 49
 
 
+def test_a_display_is_told_that_time_passes():
+    ticks = []
+
+    class Display:
+        def __call__(self, event):
+            pass
+
+        def tick(self):
+            ticks.append(1)
+
+    def work(channel):
+        time.sleep(2.5)
+        channel(Event("result", {}))
+
+    worker.carry_out(work, Display(), lambda: None)
+    assert 1 <= len(ticks) <= 3
+
+
 def test_much_output_does_not_block():
     def work(tell):
         tell(Event("start", {"step": 1}))

@@ -67,6 +67,12 @@ class Log:
             self._write(f"==> {event.text('message')}\n{event.text('trace')}")
         self._listen(event)
 
+    def tick(self) -> None:
+        """Let a display that shows the time show it."""
+        tick = getattr(self._listen, "tick", None)
+        if tick is not None:
+            tick()
+
     def _write(self, text: str) -> None:
         data = text.encode("utf-8", "surrogateescape")
         if self._fd < 0 or self._size > LARGEST:

@@ -68,7 +68,8 @@ def carry_out(work: Callable[[Channel], None], listen: events.Listener, clean: C
 
     Arguments:
         work: what to do; gets the channel. Runs in the child.
-        listen: gets every event but `failed`, and the output of programs as `log` events.
+        listen: gets every event but `failed`, and the output of programs as `log` events; where it has a method
+            `tick`, that is called every second in which nothing happens.
         clean: removes what a killed worker left; called in a child that may become root, only when needed.
 
     Raises:
@@ -141,6 +142,7 @@ class _Watch:
 
 def _follow(events_r: int, output_r: int, answer_w: int, listen: events.Listener) -> events.Event | None:
     """Show what the worker tells until it has ended; return its last word."""
+    tick: Callable[[], None] | None = getattr(listen, "tick", None)
     os.set_blocking(output_r, False)
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     poll = select.poll()
@@ -167,7 +169,9 @@ def _follow(events_r: int, output_r: int, answer_w: int, listen: events.Listener
                 return False
 
     while True:
-        ready = dict(poll.poll())
+        ready = dict(poll.poll(1000))
+        if not ready and tick is not None:
+            tick()
         if events_r in ready:
             data = os.read(events_r, 65536)
             if not data:

@@ -147,10 +147,12 @@ class Mirror:
     """A mirror below a folder; `publish` writes its indexes."""
 
     suite = "toy"
+    components = ("main",)
 
     def __init__(self, path: Path, key: Key) -> None:
         self.path, self.key = path, key
-        self.paragraphs: list[str] = []
+        #: Component → paragraphs of its packages.
+        self.paragraphs: dict[str, list[str]] = {}
         self.release: dict[str, str] = {}
         self.signed = "inline"
         self.endings = ("", ".xz", ".gz")
@@ -161,7 +163,16 @@ class Mirror:
     def url(self) -> str:
         return f"file://{self.path}"
 
-    def add(self, name: str, version: str = "1.0", files=(), *, index: dict[str, str] | None = None, **options) -> Path:
+    def add(
+        self,
+        name: str,
+        version: str = "1.0",
+        files=(),
+        *,
+        index: dict[str, str] | None = None,
+        component: str = "main",
+        **options,
+    ) -> Path:
         """Add a package; `index` overrides fields of its paragraph."""
         data = deb(name, version, files, **options)
         place = self.path / "pool" / f"{name}_{version.replace(':', '%3a')}_{ARCH}.deb"
@@ -177,7 +188,9 @@ class Mirror:
             "Description": "made for a test",
         }
         fields |= index or {}
-        self.paragraphs.append("".join(f"{key}: {value}\n" for key, value in fields.items() if value))
+        self.paragraphs.setdefault(component, []).append(
+            "".join(f"{key}: {value}\n" for key, value in fields.items() if value)
+        )
         return place
 
     def base(self) -> None:
@@ -191,17 +204,18 @@ class Mirror:
     def publish(self) -> None:
         """Write Packages and Release files and sign them."""
         dists = self.path / "dists" / self.suite
-        folder = dists / f"main/binary-{ARCH}"
-        folder.mkdir(parents=True, exist_ok=True)
-        plain = "\n".join(self.paragraphs).encode()
         sums = ""
-        for ending in ("", ".xz", ".gz"):
-            data = compress(plain, ending)
-            if ending in self.endings:
-                (folder / f"Packages{ending}").write_bytes(data)
-            if ending in self.endings or not ending:
-                name = f"main/binary-{ARCH}/Packages{ending}"
-                sums += f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n"
+        for component in self.components:
+            folder = dists / f"{component}/binary-{ARCH}"
+            folder.mkdir(parents=True, exist_ok=True)
+            plain = "\n".join(self.paragraphs.get(component, [])).encode()
+            for ending in ("", ".xz", ".gz"):
+                data = compress(plain, ending)
+                if ending in self.endings:
+                    (folder / f"Packages{ending}").write_bytes(data)
+                if ending in self.endings or not ending:
+                    name = f"{component}/binary-{ARCH}/Packages{ending}"
+                    sums += f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}\n"
         fields = {
             "Origin": "Toy",
             "Suite": "testing",
@@ -209,7 +223,7 @@ class Mirror:
             "Date": format_datetime(self.now),
             "Valid-Until": format_datetime(self.now + self.valid),
             "Architectures": ARCH,
-            "Components": "main",
+            "Components": " ".join(self.components),
         } | self.release
         text = "".join(f"{key}: {value}\n" for key, value in fields.items() if value) + f"SHA256:\n{sums}"
         self.text = text.encode()

@@ -339,3 +339,16 @@ def test_old_suites_keep_bin_and_usr_bin_apart(bench: Bench, mirror: Mirror) -> 
     assert not (bench.root / "bin").is_symlink()
     assert (bench.root / "bin/dash").exists()
     assert os.readlink(bench.root / "bin/sh") == "dash"
+
+
+def test_ubuntu_has_two_components_and_packages_in_zstandard(bench: Bench, mirror: Mirror) -> None:
+    """As Ubuntu's mirrors are since jammy: half of the useful packages in universe, .deb files of .tar.zst."""
+    mirror.suite, mirror.components = "jammy", ("main", "universe")
+    mirror.add("ubuntu-keyring", files={"./usr/share/keyrings/x": b"k"}, ending=".zst", Priority="required")
+    mirror.add("figlet", files={"./usr/bin/figlet": b"f"}, ending=".zst", component="universe")
+    build(bench, mirror, osversion="jammy", include="figlet")
+    assert os.readlink(bench.root / "bin") == "usr/bin"
+    assert (bench.root / "usr/bin/figlet").read_bytes() == b"f"
+    assert {"figlet", "ubuntu-keyring"} <= {name.partition(":")[0] for name in installed(bench)}
+    line = (bench.root / "etc/apt/sources.list").read_text()
+    assert "jammy main universe" in line
