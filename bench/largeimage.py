@@ -4,7 +4,7 @@
     python bench/largeimage.py FOLDER          makes FOLDER/layout (OCI) with the tags below; ten minutes, 5 GB, root
     python bench/largeimage.py FOLDER --serve  also serves it with docker-registry on a free port until interrupted
 
-Tags: `debian` (1 layer), `numpy` (2), `torch` (3), `large` (5), `second` (4: the first three of `large` and one of
+Tags: `debian` (1 layer), `numpy` (2), `torch` (3), `first` (4), `large` (5), `second` (4: three of `first` and one of
 its own), `zstd` (as `large`, compressed with zstd). The last layer of `large` has what breaks mergers: whiteouts,
 opaque and replaced folders, hard links to lower layers, devices, capabilities, set-uid programs, sparse files, odd
 names.
@@ -36,6 +36,7 @@ TAGS = {
     "debian": ("base",),
     "numpy": ("base", "libraries"),
     "torch": ("base", "libraries", "torch"),
+    "first": ("base", "libraries", "torch", "tools"),
     "large": ("base", "libraries", "torch", "tools", "awkward"),
     "second": ("base", "libraries", "torch", "other"),
 }

@@ -11,10 +11,10 @@ from pysingularity.build.dockerfile.state import PROXIES
 from pysingularity.build.request import DockerBuild
 from pysingularity.cli.options import Arguments
 from pysingularity.errors import UserError
-from pysingularity.image.assemble import host_arch
 from pysingularity.recipe import templates
 from pysingularity.recipe.dockerfile import parse
 from pysingularity.recipe.model import Recipe
+from pysingularity.sif.layout import host_arch
 
 #: A secret is a key or a password, not a data set.
 LARGEST_SECRET = 1 << 20

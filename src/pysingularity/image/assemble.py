@@ -189,26 +189,3 @@ def digest_of(fd: int, offset: int, size: int) -> bytes:
         found.update(buffer[:count])
         offset += count
     return found.digest()
-
-
-def host_arch() -> str:
-    """Return this machine's architecture in OCI's words.
-
-    Raises:
-        ImageError: SIF has no code for it (raised when it is used).
-    """
-    machine = os.uname().machine
-    known = {
-        "x86_64": "amd64",
-        "aarch64": "arm64",
-        "armv7l": "arm",
-        "armv6l": "arm",
-        "loongarch64": "loong64",
-        "i386": "386",
-        "i486": "386",
-        "i586": "386",
-        "i686": "386",
-        "mips64el": "mips64le",
-        "mipsel": "mipsle",
-    }
-    return known.get(machine, machine)

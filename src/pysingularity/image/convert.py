@@ -15,13 +15,13 @@ from functools import partial
 
 from pysingularity.errors import ImageError, UserError
 from pysingularity.image import metadata as contract
-from pysingularity.image.assemble import SifAssembly, Written, host_arch, newest
+from pysingularity.image.assemble import SifAssembly, Written, newest
 from pysingularity.image.entries import Entry
 from pysingularity.image.inside import FolderSource, OverlaidSource, source_of, squashfs_of
 from pysingularity.image.open import Image, open_image
 from pysingularity.image.output import OutputFolder, epoch
 from pysingularity.image.tree import scan_directory, store_tree
-from pysingularity.sif.layout import DEFINITION
+from pysingularity.sif.layout import DEFINITION, host_arch
 from pysingularity.squashfs.node import Node
 from pysingularity.squashfs.reader import SquashfsImage
 from pysingularity.squashfs.unpack import unpack

@@ -18,11 +18,11 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pysingularity.image import metadata
-from pysingularity.image.assemble import host_arch
 from pysingularity.image.inside import squashfs_of
 from pysingularity.image.open import open_image
 from pysingularity.image.output import OutputFile, OutputFolder, epoch
 from pysingularity.image.tree import FILE, Unread, open_readable, scan_directory
+from pysingularity.sif.layout import host_arch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import signal
 import stat
 
@@ -283,7 +282,7 @@ def _made_meanwhile(path: str) -> UserError:
 def partial_name(path: str) -> str:
     """Return a name beside `path` for what is not complete yet."""
     place, name = os.path.split(path)
-    return os.path.join(place, f".{name}.{secrets.token_hex(4)}.partial")
+    return os.path.join(place, f".{name}.{os.urandom(4).hex()}.partial")
 
 
 def sweep(path: str) -> None:

@@ -11,7 +11,7 @@ import base64
 import json
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from pysingularity.errors import RegistryError
@@ -21,8 +21,7 @@ LIFETIME, MARGIN = 60, 10
 CLIENT = "singularity"
 
 
-@dataclass(frozen=True)
-class Credentials:
+class Credentials(NamedTuple):
     """Who we are: a name with a password, or an identity token (`docker login` keeps one for some registries)."""
 
     user: str = ""
@@ -37,16 +36,14 @@ class Credentials:
         return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
 
 
-@dataclass(frozen=True)
-class Challenge:
+class Challenge(NamedTuple):
     """One way in that a server offers: scheme in lower case, parameters with lower-case names."""
 
     scheme: str
     parameters: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(NamedTuple):
     """A request to be sent on the way to a token."""
 
     method: str
@@ -55,8 +52,7 @@ class Ask:
     body: bytes | None = None
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """What opens the door: the value of the Authorization header, and until when (time.monotonic seconds)."""
 
     header: str

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pysingularity.errors import UserError
 
 
-@dataclass(frozen=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """One place that serves a repository: "HOST[:PORT]" and the repository's name there."""
 
     host: str
@@ -26,15 +24,14 @@ class Endpoint:
     mirror: bool = False
 
 
-@dataclass
-class Registry:
+class Registry(NamedTuple):
     """One table of the file."""
 
     prefix: str
     location: str
-    insecure: bool = False
-    blocked: bool = False
-    mirrors: list[tuple[str, bool, str]] = field(default_factory=list)
+    insecure: bool
+    blocked: bool
+    mirrors: list[tuple[str, bool, str]]
 
 
 def load(environ: Mapping[str, str]) -> list[Registry]:
@@ -82,7 +79,7 @@ def _table(table: dict[str, Any], path: str) -> Registry:
     prefix = str(table.get("prefix", "")).rstrip("/") or location
     if not prefix:
         raise UserError("bad-registries-conf", f"{path}: a registry has neither prefix nor location")
-    found = Registry(prefix, location or prefix, bool(table.get("insecure")), bool(table.get("blocked")))
+    found = Registry(prefix, location or prefix, bool(table.get("insecure")), bool(table.get("blocked")), [])
     for mirror in table.get("mirror", []):
         if isinstance(mirror, dict) and mirror.get("location"):
             only_digest = table.get("mirror-by-digest-only")

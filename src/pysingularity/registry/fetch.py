@@ -125,7 +125,7 @@ def _machine() -> str:
 
 
 def _other_machine() -> str:
-    from pysingularity.image.assemble import host_arch
+    from pysingularity.sif.layout import host_arch
 
     return host_arch()
 

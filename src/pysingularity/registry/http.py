@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies_environment
-from urllib.request import proxy_bypass_environment as bypass  # type: ignore[attr-defined]
 
 import urllib3  # 80 ms: this module is only loaded when something is fetched
 
@@ -100,7 +98,7 @@ class Http:
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._environ, self._insecure, self._note = environ, insecure, note
-        self._pools: dict[tuple[str, bool, str], Any] = {}
+        self._pools: dict[tuple[str, bool, bool, str], Any] = {}
         self.tries = TRIES
 
     def _pool(self, url: str) -> Any:
@@ -111,7 +109,7 @@ class Http:
         certificates = (
             parts.netloc if secure and not insecure and _own_certificates(parts.netloc, self._environ) else ""
         )
-        key = (proxy, insecure, certificates)
+        key = (proxy, secure, insecure, certificates)
         pool = self._pools.get(key)
         if pool is None:
             options: dict[str, Any] = {
@@ -119,8 +117,9 @@ class Http:
                 "retries": False,
                 "maxsize": 16,
                 "headers": {"User-Agent": f"singularity/{FULL}", "Accept-Encoding": "identity"},
-                "ssl_context": _context(insecure, certificates, self._environ),
             }
+            if secure:
+                options["ssl_context"] = _context(insecure, certificates, self._environ)
             pool = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
             self._pools[key] = pool
         return pool
@@ -128,9 +127,9 @@ class Http:
     def _proxy(self, url: str) -> str:
         """Return the proxy for an address, "" for none."""
         parts = urlsplit(url)
-        proxies = getproxies_environment() if self._environ is os.environ else _proxies(self._environ)
+        proxies = _proxies(self._environ)
         proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
-        return "" if proxy and bypass(parts.netloc, proxies) else proxy
+        return "" if proxy and _left_out(parts.netloc, proxies.get("no", "")) else proxy
 
     def request(
         self,
@@ -253,6 +252,17 @@ def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def _left_out(netloc: str, without: str) -> bool:
+    """Return whether no_proxy says that a host (with port) is asked directly: its name, a domain above it, or `*`."""
+    full = netloc.rpartition("@")[2].lower()
+    host = full if full.endswith("]") else full.rpartition(":")[0] or full
+    for name in without.split(","):
+        name = name.strip().lstrip(".").lower()
+        if name == "*" or (name and any(one == name or one.endswith("." + name) for one in (host, full))):
+            return True
+    return False
+
+
 def _own_certificates(netloc: str, environ: Mapping[str, str]) -> str:
     """Return the folder with certificates for one registry, as Docker and containers keep them."""
     homes = [os.path.join(environ.get("HOME", "/"), ".config/containers/certs.d")]
@@ -266,10 +276,13 @@ def _own_certificates(netloc: str, environ: Mapping[str, str]) -> str:
 def _context(insecure: bool, netloc: str, environ: Mapping[str, str]) -> Any:
     import ssl
 
-    context = ssl.create_default_context(
-        cafile=environ.get("SSL_CERT_FILE") or None, capath=environ.get("SSL_CERT_DIR") or None
-    )
-    if environ.get("SSL_CERT_FILE") or environ.get("SSL_CERT_DIR"):
+    # A folder of hashed names is looked into when needed; the system's bundle would take 30 ms to be read.
+    places = ssl.get_default_verify_paths()
+    hashed = next((one for one in (places.capath, "/etc/ssl/certs") if one and _is_hashed(one)), None)
+    context = ssl.create_default_context(cafile=environ.get("SSL_CERT_FILE") or None, capath=hashed)
+    if environ.get("SSL_CERT_DIR"):
+        context.load_verify_locations(capath=environ["SSL_CERT_DIR"])
+    if hashed is None:
         context.load_default_certs()
     folder = _own_certificates(netloc, environ) if netloc else ""
     for name in sorted(os.listdir(folder)) if folder else ():
@@ -282,6 +295,14 @@ def _context(insecure: bool, netloc: str, environ: Mapping[str, str]) -> Any:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _is_hashed(folder: str) -> bool:
+    """Return whether a folder of certificates has names by which OpenSSL finds them (c_rehash)."""
+    try:
+        return any(name.endswith(".0") and len(name) == 10 for name in os.listdir(folder))
+    except OSError:
+        return False
 
 
 def _origin(url: str) -> tuple[str, str, int]:

@@ -12,8 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode, urljoin
 
 from pysingularity.errors import ImageError, RegistryError
@@ -36,8 +35,7 @@ MOST_LAYERS = 4096
 USUAL_VARIANT = {"arm64": "v8"}
 
 
-@dataclass(frozen=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """What a manifest says of a blob."""
 
     digest: str
@@ -46,8 +44,7 @@ class Descriptor:
     urls: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """A manifest as it was served, checked."""
 
     data: bytes

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pysingularity.errors import UsageError
-from pysingularity.image.assemble import host_arch
 from pysingularity.image.output import epoch
 from pysingularity.registry.auth import Credentials
+from pysingularity.sif.layout import host_arch
 
 #: When a tag is asked for: every time, when it is not remembered (or too long ago), never.
 ALWAYS, MISSING, NEVER = "always", "missing", "never"
@@ -28,8 +28,7 @@ OTHER_NAMES = {
 TRUE = ("1", "t", "true", "y", "yes", "on")
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How to fetch.
 
     Arguments:
@@ -60,7 +59,7 @@ class Settings:
     level: int | None = None
     threads: int | None = None
     docker_host: str = ""
-    when: int | None = field(default=None)
+    when: int | None = None
 
 
 def settings_from(options: Mapping[str, object], environ: Mapping[str, str] | None = None) -> Settings:

@@ -6,11 +6,12 @@ and the objects themselves, in any order, each described by one slot of the tabl
 all structures are packed. Files and descriptors opened for reading or changing are `sif.file`.
 
 Everything read here may be hostile: `Header.unpack` and `unpack_table` accept nothing that points outside the file,
-overlaps something else or repeats an id. Start ring: imports only struct and errors.
+overlaps something else or repeats an id. Start ring: imports only struct, posix and errors.
 """
 
 from __future__ import annotations
 
+import posix
 from struct import Struct, pack, unpack_from
 
 from pysingularity.errors import ImageError
@@ -350,3 +351,22 @@ def crypto_message_extra(form: int, kind: int) -> bytes:
 def sbom_extra(form: int) -> bytes:
     """Return the extra field of a bill of materials."""
     return pack("<i", form)
+
+
+def host_arch() -> str:
+    """Return this machine's architecture in OCI's words; whether SIF has a code for it, `arch_code` knows."""
+    machine = posix.uname().machine
+    known = {
+        "x86_64": "amd64",
+        "aarch64": "arm64",
+        "armv7l": "arm",
+        "armv6l": "arm",
+        "loongarch64": "loong64",
+        "i386": "386",
+        "i486": "386",
+        "i586": "386",
+        "i686": "386",
+        "mips64el": "mips64le",
+        "mipsel": "mipsle",
+    }
+    return known.get(machine, machine)
