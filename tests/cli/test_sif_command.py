@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pysingularity.cli.main import main
+from pysingularity.cli.sif_text import size_text
 
 PARTITION = ["--datatype", "4", "--parttype", "2", "--partfs", "1", "--partarch", "2"]
 ENTITY = "433FE984155206BD962725E20E8713472A879943"
@@ -104,6 +105,24 @@ def test_object_from_standard_input(full, capfd, monkeypatch):
     assert main(["sif", "add", "--datatype", "7", full, "-"]) == 0
     assert main(["sif", "dump", str(len(KINDS) + 1), full]) == 0
     assert capfd.readouterr().out == "piped"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1535, "1 KiB"),
+        (1536, "2 KiB"),
+        ((1 << 20) - 1, "1024 KiB"),
+        (1 << 20, "1 MiB"),
+        (10443816, "10 MiB"),
+        (3 << 50, "3 PiB"),
+        (1 << 60, "1 EiB"),
+    ],
+)
+def test_sizes_are_rounded_as_apptainer_does(size, text):
+    assert size_text(size) == text
 
 
 @pytest.mark.peer

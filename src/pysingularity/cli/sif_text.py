@@ -61,12 +61,16 @@ def when(seconds: int) -> str:
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes in the largest unit that it fills."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    """Return a number of bytes in the largest unit that it fills, rounded to whole ones."""
+    shown = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if size < 1024:
-            return f"{size} {unit}"
-        size //= 1024
-    return f"{size} TiB"
+            break
+        size >>= 10
+        shown /= 1024
+    else:
+        unit = "EiB"
+    return f"{shown:.0f} {unit}"
 
 
 def group_text(one: Descriptor) -> str:
