@@ -128,7 +128,8 @@ raw: $FROM_BASE
 E2
 RUN mkdir -p /home/app && chown app /home/app
 USER app
-WORKDIR /home/app
+WORKDIR /home/app/work
+WORKDIR ..
 RUN id -u > mine; id -G >> mine; echo $HOME >> mine
 ENV A=b PATH=/own:$PATH
 EXPOSE 80
@@ -149,6 +150,7 @@ def test_stages_users_owners_and_configuration(user, image, tool):
     assert files["/copied/part"] == "-rwsr-xr-x 0/0"
     assert files["/home/app/part"] == "-rw------- 1000/50"
     assert files["/home/app/mine"] == "-rw-r--r-- 1000/1000"
+    assert files["/home/app/work"] == "drwxr-xr-x 1000/1000"
     assert "/copied/skip.log" not in files and "/copied/b.txt" in files
     labels = user(["singularity", "inspect", "x.sif"], check=True).stdout
     assert "mine: two words" in labels and "base: 1" in labels
@@ -331,3 +333,91 @@ def test_unused_arguments_and_wrong_options_are_told(user, image):
     user.write("x.def", "Bootstrap: scratch\n")
     result = user(["singularity", "build", "--target", "a", "y.sif", "x.def"])
     assert result.returncode == 255 and "is for Dockerfiles" in result.stderr
+
+
+JUDGED = """\
+ARG BASE
+FROM ${BASE} AS build
+ARG WHO=world
+ENV GREETING="hello $WHO"
+WORKDIR /src
+COPY part sub/ ./
+COPY sub /dirs/sub
+COPY su* pa?t /globs/
+RUN echo "$GREETING $WHO" > out && chown 1000:50 out && ln out hard && chmod 4755 part
+ONBUILD RUN touch /trigger
+FROM build AS two
+RUN ls /trigger && mkdir /empty && chmod 700 /empty
+FROM ${BASE}
+LABEL one="two three"
+COPY --from=two / /all/
+COPY --from=build /src /opt/src/
+COPY --chown=app:extra part /home/app/
+COPY --chown=1000 sub /home/app/sub
+COPY part /home/app/x/y/
+ADD t.tar.gz /unpacked/
+ADD part /added
+USER app
+WORKDIR /home/app/w
+ENV A=b C="d e" PATH=/x:$PATH
+EXPOSE 80 443/udp
+VOLUME /data /more
+STOPSIGNAL SIGINT
+ENTRYPOINT ["/bin/echo", "ep"]
+CMD default words
+"""
+#: What buildah or we put into every image by ourselves, and what machines differ in.
+_NOISE = (".singularity.d", ".exec", ".run", ".shell", ".test", "environment", "singularity", "etc/hostname", "run")
+
+
+def contents(path) -> tuple[dict[str, tuple], dict]:
+    """Return everything in an image, and its OCI configuration."""
+    from pysingularity.image import metadata
+    from pysingularity.image.inside import squashfs_of
+    from pysingularity.image.open import open_image
+
+    found = {}
+    with open_image(str(path)) as image:
+        config = json.loads(metadata.oci_config_of(image) or b"{}")["config"]
+        files = squashfs_of(image)
+        for name, inode in files.walk():
+            short = name.decode().removeprefix("all/")
+            if not any(short == one or short.startswith(f"{one}/") for one in _NOISE):
+                content = files.read(inode) if inode.kind == "file" else inode.target
+                links = inode.nlink if inode.kind == "file" else 0
+                found[name.decode()] = inode.kind, oct(inode.mode), inode.uid, inode.gid, content, links
+    return found, config
+
+
+@pytest.mark.long
+@pytest.mark.peer
+def test_buildah_makes_the_same_of_the_same_dockerfile(user, layer, tool, root_only, tmp_path):
+    buildah = [tool("buildah"), "--storage-driver", "vfs", "--root", tmp_path / "st", "--runroot", tmp_path / "rr"]
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        info = tarfile.TarInfo("inner/file")
+        info.size, info.uid, info.gid, info.mode = 2, 7, 8, 0o640
+        tar.addfile(info, io.BytesIO(b"hi"))
+    user.write("t.tar.gz", out.getvalue())
+    user.write("Dockerfile", JUDGED)
+    user.write("base.docker", "FROM scratch\nADD root.tar.gz /\n")
+    user.write("root.tar.gz", layer)
+    user(["singularity", "build", "base.sif", "base.docker"], check=True)
+    user(["singularity", "convert", "--to", "oci-archive", "base.sif", "base.tar"], check=True)
+    base = f"oci-archive:{user.tmp}/base.tar"
+    words = ["bud", "--isolation", "chroot", "--format", "docker", "--pull-never", "--build-arg", f"BASE={base}"]
+    judged = subprocess.run([*buildah, *words, "-t", "out:1", user.tmp], capture_output=True, text=True)
+    if judged.returncode:
+        pytest.skip(f"buildah does not work here: {judged.stderr.strip().splitlines()[-1]}")
+    subprocess.run([*buildah, "push", "-q", "out:1", f"oci-archive:{user.tmp}/judge.tar"], check=True)
+    user.own(user.tmp / "judge.tar")
+    user(["singularity", "build", "judge.sif", "oci-archive:judge.tar"], check=True)
+    build(user, JUDGED, "--build-arg", f"BASE={base}")
+    theirs, their_config = contents(user.tmp / "judge.sif")
+    ours, our_config = contents(user.tmp / "x.sif")
+    assert {name: (ours.get(name), one) for name, one in theirs.items() if ours.get(name) != one} == {}
+    assert set(ours) == set(theirs)
+    for config in (their_config, our_config):
+        config["Env"] = sorted(config["Env"])
+        config["Labels"] = {"one": config["Labels"]["one"]}
+    assert our_config == their_config

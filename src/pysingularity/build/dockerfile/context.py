@@ -142,9 +142,11 @@ class Files:
             whole.update(f"\0{pattern}\0".encode("utf-8", "surrogateescape"))
             for found in self.find(pattern):
                 _add(whole, found.name, found.path, found.status)
-                if found.is_folder:
-                    for name, entry in self.below(found, exclude):
+                try:
+                    for name, entry in self.below(found, exclude) if found.is_folder else ():
                         _add(whole, name, entry.path, entry.stat(follow_symlinks=False))
+                except OSError:  # a folder that may not be read: copying tells it, with the line
+                    whole.update(b"unreadable")
         return whole.hexdigest()
 
 

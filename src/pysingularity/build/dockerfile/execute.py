@@ -177,8 +177,11 @@ class DockerBuilder(Builder):
             after = state.snapshot()
             self.reader.apply(one, after)
             root = self.roots[step.stage]
-            with self._placed(one), TreeCopier(root, self._owners(root)) as copier:
-                copier.folder(after.workdir)
+            with self._placed(one):
+                # What is made belongs to the user of the moment, as with BuildKit.
+                owner = self._ids(state.user, root) if state.user else None
+                with TreeCopier(root, self._owners(root), owner=owner) as copier:
+                    copier.folder(after.workdir)
 
     @property
     def reader(self) -> Reader:
@@ -345,10 +348,12 @@ class DockerBuilder(Builder):
 
     def _chown(self, one: Instruction, state: State, root: str) -> tuple[int, int] | None:
         text = self.reader.word(one.flag("chown"), state, one)
-        if not text:
-            return None
+        return self._ids(text, root, alone=True) if text else None
+
+    def _ids(self, text: str, root: str, *, alone: bool = False) -> tuple[int, int]:
+        """Return uid and gid of USER or --chown; `alone`: a number that is nobody's is its own group."""
         uid, gid, *_ = names_of(text, read_inside(root, "etc/passwd"), read_inside(root, "etc/group"))
-        return uid, gid if gid is not None else uid
+        return uid, gid if gid is not None else uid if alone else 0
 
     def _unpacks(self, path: str, one: Instruction) -> bool:
         return (not one.flag("unpack") or one.has("unpack")) and is_archive(path)

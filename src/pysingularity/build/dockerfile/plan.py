@@ -96,7 +96,7 @@ class _Stage:
         """Add the steps; return what the stage says of its image as far as that is known."""
         maker, stage, request = self.maker, self.stage, self.request
         last = self.index == len(self.selection.stages) - 1
-        state = states[stage.parent].copy() if stage.parent >= 0 else State()
+        state = states[stage.parent].copy() if stage.parent >= 0 else State({})
         maker.begin()
         if not (last and reuses_blocks(request, stage)):
             header = "\n".join(f"{key}: {stage.header[key]}" for key in sorted(stage.header))

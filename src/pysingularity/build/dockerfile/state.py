@@ -33,6 +33,9 @@ _NANOSECONDS = {"h": 3600e9, "m": 60e9, "s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1
 class State:
     """An image in the making.
 
+    Arguments:
+        document: the OCI configuration that a stage starts from; {} for none, None for a copy.
+
     Attributes:
         env: variables that the image sets.
         args: build arguments of the stage that have a value.
@@ -49,6 +52,8 @@ class State:
         for text in self.config.pop("Env", None) or []:
             name, _, value = str(text).partition("=")
             self.env[name] = value
+        if document is not None:  # every image of a builder has one, and ENV PATH=/x:$PATH counts on it
+            self.env.setdefault("PATH", PATH)
         self.args: dict[str, str] = {}
         self.author = str((document or {}).get("author") or "")
         self._commanded = False
@@ -92,7 +97,7 @@ class State:
 
     def environment(self) -> dict[str, str]:
         """Return what programs of RUN see."""
-        return {"PATH": PATH, **self.variables()}
+        return self.variables()
 
     def place(self, path: str) -> str:
         """Return a path of the image, from the working folder."""
@@ -108,10 +113,7 @@ class State:
             history: instructions of this build.
         """
         config = {key: value for key, value in self.config.items() if value not in (None, "", [], {})}
-        env = dict(self.env)
-        if base or env:
-            env = {"PATH": PATH, **env} if "PATH" not in env else env
-        config["Env"] = [f"{name}={value}" for name, value in env.items()]
+        config["Env"] = [f"{name}={value}" for name, value in self.env.items()]
         found: dict[str, Any] = {"created": created, "architecture": arch, "os": "linux", "config": config}
         if self.author:
             found["author"] = self.author

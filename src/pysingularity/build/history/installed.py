@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: Where Python programs keep packages: a prefix and what is below it.
 _PREFIXES = ("usr/local", "usr", "opt/*", "opt/*/envs/*", "srv/*", "root/*", "home/*/*", "*")
+_MERGED = ("bin", "lib", "lib32", "lib64", "libo32", "libx32", "sbin")
 _STATUS, _APK = "var/lib/dpkg/status", "lib/apk/db/installed"
 _MOST = 64 << 20
 _DIST = re.compile(r"(.+)-([^-]+)\.(?:dist-info|egg-info)\Z")
@@ -141,9 +142,12 @@ def _dpkg(source: Source, found: Installed) -> None:
         if name.endswith(".list"):
             for line in _text(source, f"var/lib/dpkg/info/{name}").split("\n"):
                 path = line.strip("/")
-                if path:
-                    found.files.add(path)
-                    found.owners[path] = name[:-5].partition(":")[0]
+                # dpkg still calls it /bin/x where /bin has become a link to /usr/bin.
+                merged = path.partition("/")[0] in _MERGED
+                for place in (path, f"usr/{path}") if merged else (path,):
+                    if place:
+                        found.files.add(place)
+                        found.owners[place] = name[:-5].partition(":")[0]
 
 
 def _apk(source: Source, found: Installed) -> None:
