@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import gzip
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
+from containers import busybox, make_tree
 from registries import FakeRegistry, gz
+
+__all__ = ["busybox"]
 
 SINGULARITY = str(Path(sys.executable).parent / "singularity")
 
@@ -111,3 +119,48 @@ def test_unwritable_cache_is_a_warning(cli, registry, tmp_path):
     result = cli("pull", "x.sif", registry.add([gz(("a", b"1"))]), SINGULARITY_CACHEDIR=str(tmp_path / "file"))
     assert "Cache disabled" in result.stderr
     assert (tmp_path / "x.sif").exists()
+
+
+def on_terminal(words, environ, cwd):
+    """Run a command whose standard error is a terminal; return what it wrote there."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    process = subprocess.Popen(
+        [SINGULARITY, *words], env={**environ, "TERM": "xterm"}, cwd=cwd, stdout=subprocess.DEVNULL, stderr=theirs
+    )
+    os.close(theirs)
+    found = b""
+    while True:
+        try:
+            data = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not data:
+            break
+        found += data
+    os.close(ours)
+    assert process.wait() == 0, found
+    return found.decode()
+
+
+def test_terminal_has_a_line_a_layer_a_total_and_the_image(registry, tmp_path):
+    layers = [gz((f"f{number}", os.urandom(200_000))) for number in range(3)]
+    environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "SINGULARITY_NOHTTPS": "1"}
+    shown = on_terminal(["--nocolor", "pull", "x.sif", registry.add(layers)], environ, tmp_path)
+    last = shown.rpartition("\x1b[J")[2].replace("\r", "").splitlines()
+    assert [line.split()[0] for line in last] == ["layer", "layer", "layer", "total", "image", "INFO:"]
+    assert all("100 %" in line and len(line) < 60 for line in last[:5])
+    assert len({line.index("=") for line in last[:5]}) == 1
+    assert "\x1b" not in on_terminal(["-q", "pull", "y.sif", registry.add(layers)], environ, tmp_path)
+
+
+@pytest.mark.rootless
+@pytest.mark.usefixtures("fuse")
+def test_exec_shows_what_it_fetches_and_nothing_when_it_is_there(registry, as_user, busybox, tmp_path):
+    tree = make_tree(tmp_path / "tree", busybox)
+    words = ["tar", "-c", "--owner=0", "--group=0", "-C", tree, "."]
+    layer = gzip.compress(subprocess.run(words, check=True, capture_output=True).stdout)
+    command = ["singularity", "exec", "--no-https", registry.add([layer]), "echo", "here"]
+    first, second = as_user(command, check=True), as_user(command, check=True)
+    assert first.stdout == second.stdout == "here\n"
+    assert "layer 1/1" in first.stderr and second.stderr == ""

@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from pysingularity.cli.transfer import Display
+
 FILES, ENVIRONMENT, RIGHTS, SPACES, DEVICES, FETCHING, LIMITS = (
     "Files",
     "Environment",
@@ -414,8 +416,30 @@ def local_image(text: str, arguments: Arguments, environ: dict[str, str]) -> str
                 _ask_login(arguments)
             if arguments.tmpdir:
                 environ["SINGULARITY_TMPDIR"] = str(arguments.tmpdir)
-            return str(fetch_for_run(text, arguments, environ))
+            with _Shown() as progress:
+                return str(fetch_for_run(text, arguments, environ, progress))
     return text
+
+
+class _Shown:
+    """Shows the progress of a fetch, if there is any: what shows it is loaded then."""
+
+    def __init__(self) -> None:
+        self._display: Display | None = None
+
+    def __call__(self, text: str = "", done: int = 0, total: int = 0) -> None:
+        if self._display is None:
+            from pysingularity.cli.transfer import Display
+
+            self._display = Display()
+        self._display(text, done, total)
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._display is not None:
+            self._display.__exit__(*error)
 
 
 def _ask_login(arguments: Arguments) -> None:

@@ -68,12 +68,13 @@ def form_of(compression: str, level: object, when: object) -> str:
     return f"{FORM}-{compression}{'' if level is None else level}{'' if when is None else f'-{when}'}"
 
 
-def fetch_for_run(text: str, arguments: object, environ: Mapping[str, str]) -> str:
+def fetch_for_run(text: str, arguments: object, environ: Mapping[str, str], progress: Progress | None = None) -> str:
     """Return the path of a local image for exec, run and shell.
 
     Arguments:
         text: a reference with a scheme.
         arguments: the command's options; those of a pull that it does not have are read from the environment.
+        progress: told how far it is when something has to be fetched.
 
     Raises:
         RegistryError, ImageError, UserError: it cannot be had.
@@ -113,7 +114,7 @@ def fetch_for_run(text: str, arguments: object, environ: Mapping[str, str]) -> s
     options |= {"no_https": plain, "pull": policy, "disable_cache": disabled}
     from pysingularity.registry.settings import settings_from  # loads the image room: only when something is fetched
 
-    found = obtain(reference, settings_from(options, environ), _say)
+    found = obtain(reference, settings_from(options, environ), progress or _say)
     if found.temporary:
         _remove_at_exit(found.path)
     return found.path
