@@ -62,15 +62,8 @@ def when(seconds: int) -> str:
 
 def size_text(size: int) -> str:
     """Return a number of bytes in the largest unit that it fills, rounded to whole ones."""
-    shown = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if size < 1024:
-            break
-        size >>= 10
-        shown /= 1024
-    else:
-        unit = "EiB"
-    return f"{shown:.0f} {unit}"
+    power = max(size.bit_length() - 1, 0) // 10
+    return f"{size / (1 << 10 * power):.0f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')[power]}"
 
 
 def group_text(one: Descriptor) -> str:
