@@ -12,7 +12,7 @@ import pytest
 
 APPLETS = (
     "sh cat ls env id pwd echo touch true false sleep kill mkdir rm readlink stat test head ps hostname mount grep ln "
-    "printf tr wc cut seq dd md5sum mkfifo chmod chown tty find sort sed"
+    "printf tr wc cut seq dd md5sum mkfifo chmod chown tty find sort sed tail stty"
 ).split()
 MINIMAL_ETC = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1::/:/bin/false\n",

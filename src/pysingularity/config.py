@@ -35,7 +35,7 @@ TABLE: dict[str, tuple[str, object, tuple[str, ...], str]] = {
         NUMBER,
         10,
         (),
-        "How long a mounted image is kept for the user's next container of it; 0 for never",
+        "How long a mounted image is kept for the user's next container when none runs any more; 0 for never",
     ),
     "sessiondir max size": (NUMBER, 64, (), "Bound in MiB of what a container writes into memory"),
     "bind path": (MANY, (), (), "Bind SRC[:DST[:OPTS]] into every container that is not contained"),

@@ -74,6 +74,23 @@ def test_joined_processes_see_the_instances_processes_and_files(instance, sing, 
     assert spaces != {os.readlink("/proc/self/ns/pid") + "\n"}
 
 
+def test_programs_know_the_instance_they_are_in(instance, sing, box):
+    (box / ".singularity.d/startscript").write_text("#!/bin/sh\necho in $SINGULARITY_INSTANCE\n")
+    instance("start", box, "web")
+    until(lambda: instance("logs", "web").stdout == "in web\n")
+    words = ["sh", "-c", "echo $SINGULARITY_INSTANCE $APPTAINER_INSTANCE"]
+    assert sing("exec", "instance://web", *words).stdout == "web web\n"
+    assert sing("exec", box, *words).stdout == "\n"
+
+
+def test_logs_are_followed_until_the_instance_ends(configured, instance, box):
+    script = "#!/bin/sh\nfor n in 1 2 3; do echo $n; sleep 0.3; done; exit 3\n"
+    (box / ".singularity.d/startscript").write_text(script)
+    instance("start", box, "web")
+    assert instance("logs", "--follow", "web", timeout=20).stdout == "1\n2\n3\n"
+    until(lambda: listed(instance) == [])
+
+
 def test_signals_and_status_pass_through_a_join(configured, instance, box):
     instance("start", box, "web")
     script = 'trap "exit 42" TERM; echo ready; while :; do sleep 0.05; done'

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import select
+import struct
+import termios
 import time
 
 import pytest
@@ -70,6 +73,9 @@ def test_shell_on_a_terminal_has_prompt_interrupt_and_job_control(as_user, box, 
         _read_until(master, b"Singularity> ")
         os.write(master, b"tty; echo rea$((1))dy\n")
         assert b"/dev/pts/" in _read_until(master, b"rea1dy\r\n")
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
+        os.write(master, b"stty size; echo siz$((1))e\n")
+        assert b"33 77" in _read_until(master, b"siz1e\r\n")
         os.write(master, b"echo beg$((1))in; sleep 100; echo $?\n")
         _read_until(master, b"beg1in\r\n")
         time.sleep(0.3)

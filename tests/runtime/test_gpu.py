@@ -126,9 +126,77 @@ def versioned(path: Path, version: str) -> Path:
     return path
 
 
+def named(path: Path, name: str) -> Path:
+    """A minimal ELF file whose only content is its soname."""
+    strings = b"\0" + name.encode() + b"\0"
+    strings += bytes(-len(strings) % 8)
+    dynamic = struct.pack("<QQQQ", elf.DT_SONAME, 1, 0, 0)
+    header = b"\x7fELF\x02\x01\x01" + bytes(9)
+    table = 64 + len(dynamic) + len(strings)
+    header += struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 0, table, 0, 64, 0, 0, 64, 3, 0)
+
+    def section(kind, offset, size, link=0):
+        return struct.pack("<IIQQQQIIQQ", 0, kind, 0, 0, offset, size, link, 1, 0, 0)
+
+    sections = section(0, 0, 0) + section(elf.DYNAMIC, 64, len(dynamic), 2)
+    path.write_bytes(header + dynamic + strings + sections + section(3, 64 + len(dynamic), len(strings)))
+    return path
+
+
+def test_soname_of_a_real_library_is_read():
+    assert elf.soname(LIBC.read_bytes()) == "libc.so.6"
+
+
+def nvidia_specification(folder: Path) -> Path:
+    """What `nvidia-ctk cdi generate` writes, cut down: versioned libraries, and hooks that link and index them."""
+    library = named(folder / "libcuda.so.550.54", "libcuda.so.1")
+    inside = "/usr/lib/x86_64-linux-gnu"
+    links = ["libcuda.so.1::/usr/lib/x86_64-linux-gnu/libcuda.so", "../nothing.so.1::/usr/lib/elsewhere/nothing.so"]
+    hook = {"hookName": "createContainer", "path": "/usr/bin/nvidia-cdi-hook"}
+    edits = {
+        "deviceNodes": [{"path": "/dev/null"}],
+        "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+        "mounts": [
+            {"hostPath": str(library), "containerPath": f"{inside}/libcuda.so.550.54", "options": ["ro", "bind"]}
+        ],
+        "hooks": [
+            {**hook, "args": ["nvidia-cdi-hook", "create-symlinks", "--link", links[0], f"--link={links[1]}"]},
+            {**hook, "args": ["nvidia-cdi-hook", "update-ldcache", "--folder", inside]},
+        ],
+    }
+    device = {"name": "all", "containerEdits": {}}
+    value = {"cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "containerEdits": edits, "devices": [device]}
+    (folder / "nvidia.json").write_text(json.dumps(value))
+    return library
+
+
+def test_hooks_that_link_libraries_are_done_by_binding_them_under_their_names(tmp_path):
+    library = nvidia_specification(tmp_path)
+    found = gpu.cdi(["nvidia.com/gpu=all"], [str(tmp_path)])
+    assert sorted(found.libraries) == [("libcuda.so", str(library)), ("libcuda.so.1", str(library))]
+    assert found.files == [(str(library), "/usr/lib/x86_64-linux-gnu/libcuda.so.550.54")]
+
+
+@pytest.mark.rootless
+@pytest.mark.parametrize("options", [[], ["--contain"]])
+def test_container_with_a_cdi_device(sing, as_user, box, options):
+    folder = as_user.tmp / "cdi"
+    folder.mkdir()
+    nvidia_specification(folder)
+    script = (
+        "ls /.singularity.d/libs; cat /.singularity.d/libs/libcuda.so.1 | head -c 4 | tail -c 3; echo; "
+        "ls /usr/lib/x86_64-linux-gnu; echo $LD_LIBRARY_PATH $NVIDIA_VISIBLE_DEVICES"
+    )
+    words = [*options, "--device", "nvidia.com/gpu=all", "--cdi-dirs", folder, box, "sh", "-c", script]
+    result = sing("exec", *words)
+    expected = "libcuda.so libcuda.so.1 ELF libcuda.so.550.54 /.singularity.d/libs void".split()
+    assert result.stdout.split() == expected, result.stderr
+
+
 @given(st.binary(max_size=400))
 def test_damaged_elf_files_promise_nothing(data):
     assert isinstance(elf.versions(b"\x7fELF\x02\x01" + data, elf.VERNEED), set)
+    assert isinstance(elf.soname(b"\x7fELF\x02\x01" + data), str)
 
 
 @given(st.binary(max_size=200))

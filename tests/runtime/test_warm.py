@@ -14,12 +14,17 @@ import pytest
 pytestmark = [pytest.mark.rootless, pytest.mark.fuse]
 
 
-def processes(name, user):
-    """Return the pids of a user's processes of this name that are alive."""
+def processes(name, user, image):
+    """Return the pids of a user's processes of this name that are alive and were started for an image.
+
+    Another run of the tests may go on beside this one as the same user; its images are others.
+    """
     found = set()
     for number in os.listdir("/proc"):
         try:
             status = Path(f"/proc/{number}/status").read_text()
+            if os.fsencode(image) not in Path(f"/proc/{number}/cmdline").read_bytes():
+                continue
         except OSError:
             continue
         if status.startswith(f"Name:\t{name}\n") and f"\nUid:\t{user.uid}\t" in status and "\nState:\tZ" not in status:
@@ -43,13 +48,12 @@ def as_user(as_plain_user):
 @pytest.fixture
 def warm(as_user, sing, image):
     """Start containers of one image that is kept for two seconds."""
-    before = processes("singularity-fs", as_user) | processes("singularity-kp", as_user)
 
     def start(*words):
         return sing("exec", *words[:-3], image, *words[-3:], env={"SINGULARITY_IMAGE_KEEP": "2"})
 
-    start.mine = lambda: (processes("singularity-fs", as_user) | processes("singularity-kp", as_user)) - before
-    start.servers = lambda: processes("singularity-fs", as_user) - before
+    start.servers = lambda: processes("singularity-fs", as_user, image)
+    start.mine = lambda: start.servers() | processes("singularity-kp", as_user, image)
     start.image = image
     return start
 
@@ -136,9 +140,21 @@ def test_containers_outlive_the_keeper(warm, as_user):
     assert len(result.stdout.split()) == 2
 
 
+def test_image_stays_warm_while_a_container_of_it_runs(warm, as_user):
+    environ = {"SINGULARITY_IMAGE_KEEP": "1"}
+    words = ["singularity", "exec", warm.image, "sh", "-c", "echo ready; read x"]
+    with as_user.popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ) as child:
+        assert child.stdout.readline() == b"ready\n"
+        servers = warm.servers()
+        time.sleep(2.5)
+        assert warm("sh", "-c", "true").returncode == 0
+        assert warm.servers() == servers
+        child.communicate(b"\n")
+    until(lambda: not warm.mine())
+
+
 def test_many_first_starts_at_once_share_one_server(as_user, image):
-    before = processes("singularity-fs", as_user)
     script = f"for i in $(seq 64); do singularity exec {image} echo ok & done; wait"
     result = as_user(["bash", "-c", script], env={"SINGULARITY_IMAGE_KEEP": "4"}, timeout=120)
     assert result.stdout.split() == ["ok"] * 64
-    assert len(processes("singularity-fs", as_user) - before) <= 4  # one server, perhaps with its workers
+    assert len(processes("singularity-fs", as_user, image)) <= 4  # one server, perhaps with its workers

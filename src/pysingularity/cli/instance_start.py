@@ -39,6 +39,7 @@ def launch(action: str, arguments: Arguments, environ: dict[str, str]) -> int:
     if image.startswith("instance://"):
         raise UsageError("instance-of-instance", "an instance is started from an image, not from another instance")
     arguments.pid = arguments.ipc = True
+    arguments.instance_name = name
     path = shared.local_image(image, arguments, environ)
     spec = prepare(action, path, words, arguments, environ)
     if spec.before_start is not None:  # in this process: it may have to start the command again

@@ -469,4 +469,5 @@ def _join(action: str, name: str, words: list[str], arguments: Arguments, enviro
     from pysingularity.runtime.prepare import prepare_joining
 
     instance = find(name, environ)
+    arguments.instance_name = instance.name
     enter_instance(instance, prepare_joining(action, instance.image, words, arguments, environ))

@@ -12,7 +12,7 @@ import posix
 import shutil
 
 from pysingularity.linux import mounts, namespaces
-from pysingularity.runtime import gpu
+from pysingularity.runtime import gpu, helpers
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 
@@ -52,6 +52,7 @@ def all_checks(environ: dict[str, str], folders: dict[str, str]) -> list[Check]:
         user_namespaces(),
         fuse(),
         overlay(),
+        ext3(),
         subordinate_ids(),
         system_call_notification(),
         cgroups(),
@@ -170,6 +171,18 @@ def overlay() -> Check:
         return Check("overlay", title, OK, "may be made in a user namespace")
     remedy = "needs Linux 5.11 and the overlay module; --writable-tmpfs and --overlay do not work without"
     return Check("overlay", title, WARNING, error.strerror or str(error), remedy)
+
+
+def ext3() -> Check:
+    """Are the programs there that mount ext3 overlays for this user?"""
+    title = "ext3 overlays and images"
+    if posix.getuid() == 0 and os.path.exists("/dev/loop-control"):
+        return Check("ext3", title, OK, "the kernel mounts them for root")
+    missing = [name for name in ("fuse2fs", "fuse-overlayfs") if not helpers.find(name, os.environ.get("PATH", ""))]
+    if missing:
+        remedy = "folders for --overlay need none; administrator: install fuse2fs and fuse-overlayfs"
+        return Check("ext3", title, WARNING, f"{' and '.join(missing)} not installed", remedy)
+    return Check("ext3", title, OK, "fuse2fs and fuse-overlayfs are installed")
 
 
 def subordinate_ids() -> Check:

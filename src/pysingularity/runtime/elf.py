@@ -14,6 +14,7 @@ CACHE_MAGIC = b"glibc-ld.so.cache1.1"
 #: machine → the flags word of a cache entry that this machine's 64-bit programs may use.
 CACHE_FLAGS = {"x86_64": 0x0303, "aarch64": 0x0A03, "ppc64le": 0x0503, "s390x": 0x0403, "riscv64": 0x1003}
 VERNEED, VERDEF = 0x6FFFFFFE, 0x6FFFFFFD
+DYNAMIC, DT_SONAME = 6, 14
 
 
 def parse_cache(data: bytes, machine: str) -> dict[str, list[str]]:
@@ -68,6 +69,26 @@ def versions(data: bytes, kind: int) -> set[str]:
     except (StructError, IndexError):
         pass  # a damaged file promises nothing
     return names
+
+
+def soname(data: bytes) -> str:
+    """Return the name under which programs ask for a shared library, "" when it tells none."""
+    try:
+        if data[:6] != b"\x7fELF\x02\x01":
+            return ""
+        (offset,) = unpack_from("<Q", data, 40)
+        size, count = unpack_from("<HH", data, 58)
+        sections = [unpack_from("<IIQQQQII", data, offset + size * number) for number in range(count)]
+        for section in sections:
+            if section[1] == DYNAMIC and section[6] < len(sections):
+                strings = sections[section[6]][4]
+                for at in range(section[4], section[4] + min(section[5], 1 << 16), 16):
+                    tag, value = unpack_from("<QQ", data, at)
+                    if tag == DT_SONAME:
+                        return _name(data, strings + value)
+    except (StructError, IndexError):
+        pass  # a damaged file has no name
+    return ""
 
 
 def _needed(data: bytes, at: int, strings: int) -> set[str]:

@@ -228,13 +228,61 @@ def cdi(names: list[str], folders: list[str]) -> Gpu:
 
 
 def _edit(gpu: Gpu, edits: dict[str, Any]) -> None:
+    """Add the edits of a specification (CDI 0.6, "OCI Edits").
+
+    Hooks are programs of the vendor that change the container's files from outside, which nobody but root may let them
+    do. NVIDIA's only make links to libraries and renew the linker's cache: both are done here by binding libraries
+    under their own names into a folder of LD_LIBRARY_PATH.
+    """
     for node in edits.get("deviceNodes") or []:
-        gpu.devices.append(node["path"])
+        source = node.get("hostPath") or node["path"]
+        if source == node["path"]:
+            gpu.devices.append(source)
+        else:
+            gpu.files.append((source, node["path"]))
+    libraries = {}
     for mount in edits.get("mounts") or []:
-        gpu.files.append((mount["hostPath"], mount["containerPath"]))
+        source, target = mount["hostPath"], mount["containerPath"]
+        gpu.files.append((source, target))
+        if ".so" in os.path.basename(target):
+            libraries[target] = source
+            name = elf.soname(read(source))
+            if name and "/" not in name and name not in dict(gpu.libraries):
+                gpu.libraries.append((name, source))
+    for link, target in _links(edits.get("hooks") or []):
+        source = _behind(link, target, libraries)
+        name = os.path.basename(link)
+        if source and ".so" in name and name not in dict(gpu.libraries):
+            gpu.libraries.append((name, source))
     for text in edits.get("env") or []:
         name, _, value = text.partition("=")
         gpu.environment[name] = value
+
+
+def _links(hooks: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return (link, target) of the create-symlinks hooks, whose arguments are "--link TARGET::LINK"."""
+    found = []
+    for hook in hooks:
+        words = [str(word) for word in hook.get("args") or []]
+        if "create-symlinks" not in words:
+            continue
+        for at, word in enumerate(words):
+            text = words[at + 1] if word == "--link" and at + 1 < len(words) else word.removeprefix("--link=")
+            target, colons, link = text.partition("::")
+            if colons and word.startswith("--link"):
+                found.append((link, target))
+    return found
+
+
+def _behind(link: str, target: str, libraries: dict[str, str]) -> str:
+    """Return the library of the host that a link stands for: the one mounted at its target, or known by that name."""
+    path = os.path.normpath(os.path.join(os.path.dirname(link), target))
+    if path in libraries:
+        return libraries[path]
+    for source in libraries.values():
+        if elf.soname(read(source)) == os.path.basename(target):
+            return source
+    return ""
 
 
 def _specifications(folder: str) -> list[dict[str, Any]]:

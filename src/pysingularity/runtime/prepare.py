@@ -706,6 +706,9 @@ class _Preparation:
         }
         if options.app:
             own["APPNAME"] = str(options.app)
+        instance = getattr(options, "instance_name", "")
+        if instance:
+            own["INSTANCE"] = str(instance)
         if options.no_eval or options.compat:
             own["NO_EVAL"] = "1"
         base = {"HOME": self.home, "PATH": env_rules.DEFAULT_PATH}

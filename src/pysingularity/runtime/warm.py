@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warm images: for some seconds after a start, the mounted image waits for the user's next container of it.
+"""Warm images: while containers run and for some seconds after, the mounted image waits for the user's next one.
 
-A sleeping process, the keeper, holds a mount namespace with the image in it. The next start joins that (and its user
-namespace) and takes a copy, which is as good as an own one: no server to start, and all containers of the user share
-one server and one page cache. The keeper only ever lets go of its own namespace; the file system ends with the last
+A sleeping process, the keeper, holds a mount namespace with the image in it, as long as containers of it run and for
+some seconds after. The next start joins that (and its user namespace) and takes a copy, which is as good as an own one:
+no server to start, and all containers of the user share one server and one page cache. The keeper only ever lets go of its own namespace; the file system ends with the last
 container. It is joined only when the host's mounts are exactly those it saw, so nobody gets an old view.
 
 A keeper is found through a small file in a folder that belongs to the user alone: pid and start time of the process,
@@ -175,6 +175,8 @@ class Warm:
             if state.st_ino != mine:  # somebody started another keeper (the host's mounts have changed)
                 return
             left = state.st_mtime + self.seconds - time.time()
+            if left <= 0 and _in_use():
+                left = float(self.seconds)
         for path in (self.path, self.path + ".lock"):
             try:
                 posix.unlink(path)
@@ -191,6 +193,19 @@ class Warm:
                     pass
             posix.close(self._lock)
             self._lock = -1
+
+
+def _in_use() -> bool:
+    """Return whether a container of this keeper's user namespace still runs (programs, not the server, can be seen)."""
+    mine, me = posix.readlink("/proc/self/ns/user"), str(posix.getpid())
+    for name in posix.listdir("/proc"):
+        if name.isdigit() and name != me:
+            try:
+                if posix.readlink(f"/proc/{name}/ns/user") == mine:
+                    return True
+            except OSError:  # gone, or somebody else's
+                continue
+    return False
 
 
 def _sweep(folder: str) -> None:
