@@ -3,8 +3,9 @@
 
 A sleeping process, the keeper, holds a mount namespace with the image in it, as long as containers of it run and for
 some seconds after. The next start joins that (and its user namespace) and takes a copy, which is as good as an own
-one: no server to start, and all containers of the user share one server and one page cache. The keeper only ever lets go of its own namespace; the file system ends with the last
-container. It is joined only when the host's mounts are exactly those it saw, so nobody gets an old view.
+one: no server to start, and all containers of the user share one server and one page cache. The keeper only ever lets
+go of its own namespace; the file system ends with the last container. It is joined only when the host's mounts are
+exactly those it saw, so nobody gets an old view.
 
 A keeper is found through a small file in a folder that belongs to the user alone: pid and start time of the process,
 the place of the image, and the list of mounts. A lock lets one of many first starters mount and the others wait.
