@@ -79,6 +79,23 @@ def test_second_build_runs_nothing(user):
     assert "Color: green" in labels
 
 
+def test_image_of_an_unchanged_plan_is_taken_as_it_is(user):
+    """Under its own name nothing is written, under another it is copied; a changed file is never taken."""
+    statuses(user, "x.sif", "x.def")
+    image, before = user.tmp / "x.sif", (user.tmp / "x.sif").stat()
+    assert statuses(user, "--force", "x.sif", "x.def")["SIF file"] == "cached"
+    assert (image.stat().st_ino, image.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert statuses(user, "y.sif", "x.def")["SIF file"] == "cached"
+    assert (user.tmp / "y.sif").read_bytes() == image.read_bytes()
+    assert statuses(user, "--arch", "386", "z.sif", "x.def").get("SIF file") == "done"
+    with open(image, "r+b") as file:  # same size, and its times are set back
+        file.seek(-1, 2)
+        file.write(b"?")
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert statuses(user, "w.sif", "x.def")["SIF file"] == "done"
+    assert log_of(user, "w.sif") == "one\ntwo\nthree\n"
+
+
 def test_change_in_the_last_step_runs_that_one_alone(user, base):
     statuses(user, "x.sif", "x.def")
     user.write("x.def", RECIPE.format(base=base, last="another"))

@@ -84,13 +84,12 @@ class Finish(Frame):
             entries = self._entries(step, source)
         put_into_folder(self.roots[step.stage], entries)
 
-    def _assemble(self, step: Step) -> None:
+    def _assemble(self, step: Step) -> str | None:
         if self.request.sandbox:
-            return
+            return None
         snapshot = self.snapshots.get(step.stage)
         if snapshot is not None and not self.request.fix_perms:
-            self._assemble_from(step, snapshot)
-            return
+            return self._assemble_from(step, snapshot)
         self._unfold(step)
         from pysingularity.image.convert import assemble_sif  # with the squashfs writer
 
@@ -111,6 +110,7 @@ class Finish(Frame):
             progress=self._advance("compressing"),
             say=lambda text: self._message("warning", text),
         )
+        return None
 
     def _oci_config(self, step: Step) -> bytes | None:
         """Return the OCI configuration of the base image, also when its unpacking was spared."""
@@ -122,11 +122,17 @@ class Finish(Frame):
         with open_image(self._base_path(stage)) as image:
             return metadata.oci_config_of(image)
 
-    def _assemble_from(self, step: Step, snapshot: str) -> None:
-        """Make the image of the snapshot behind the last step: its blocks are copied, only metadata is new."""
+    def _assemble_from(self, step: Step, snapshot: str) -> str | None:
+        """Make the image of the snapshot behind the last step: its blocks are copied, only metadata is new.
+
+        When nothing at all has changed since such an image was made, it is the image still.
+        """
         from pysingularity.image.convert import with_changes  # with the squashfs writer
 
-        request = self.request
+        request, store = self.request, self.stores.get(step.stage)
+        more = f"{sorted(request.wanted)} {request.force} {request.arch} {output.epoch(request.environ)}"
+        if self.folded and store is not None and self._same_again(store.result(step, more)):
+            return "cached"
         with open_image(snapshot) as image:
             with source_of(image) as source:
                 entries = self._entries(step, source)
@@ -143,6 +149,25 @@ class Finish(Frame):
                 force=request.force,
                 progress=self._advance("copying"),
             )
+        if store is not None:
+            store.remember_result(step, more, request.target, self.written.identity, self.written.partition_digest)
+        return None
+
+    def _same_again(self, found: tuple[str, str, str] | None) -> bool:
+        """Give the target the image that the same plan has given before; return False when that is no longer there."""
+        from pysingularity.cache import copy_bytes
+        from pysingularity.image.assemble import Written
+
+        if found is None:
+            return False
+        path, identity, digest = found
+        request = self.request
+        if not (os.path.exists(request.target) and os.path.samefile(path, request.target)):
+            with open(path, "rb") as source, output.OutputFile(request.target, force=request.force) as target:
+                copy_bytes(source.fileno(), target.fd)
+                target.publish()
+        self.written = Written(request.target, os.path.getsize(request.target), 0, 0, digest, identity)
+        return True
 
     def _reuse(self, step: Step) -> None:
         """Copy the base image's compressed blocks; only files and metadata are new."""

@@ -7,7 +7,7 @@ caller's. What runs (%pre, %setup, %post, %test) and what is copied (%files) is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from pysingularity.image import metadata, scif, scripts
@@ -35,6 +35,9 @@ class Wanted:
         if not self._names or "all" in self._names:
             return True
         return "none" not in self._names and name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
 
     def everything(self) -> bool:
         """Return whether nothing is left out."""

@@ -103,6 +103,11 @@ def state_of(root: str) -> State:
     return found
 
 
+def _result_mark(status: os.stat_result) -> str:
+    """Return what any change of a file changes, also one that sets its times back."""
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+
+
 def _mark(status: os.stat_result) -> tuple[int, int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -148,6 +153,29 @@ class StepStore:
     def remember_passed(self, step: Step) -> None:
         """Remember that a %test has passed."""
         self._cache.remember("passed-" + self.key(step), {"passed": "yes"})
+
+    def result(self, step: Step, more: str) -> tuple[str, str, str] | None:
+        """Return path, identity and partition's digest of the image that this plan gave last, if it is there still.
+
+        Arguments:
+            more: what the image depends on beyond the plan.
+        """
+        facts = self._cache.recall(self._result_key(step, more)) or {}
+        path = facts.get("path", "")
+        try:
+            same = path != "" and facts.get("mark") == _result_mark(os.stat(path))
+        except OSError:
+            return None
+        return (path, facts.get("id", ""), facts.get("digest", "")) if same else None
+
+    def remember_result(self, step: Step, more: str, path: str, identity: str, digest: str) -> None:
+        """Remember where the image of a plan lies, without keeping it."""
+        facts = {"path": path, "mark": _result_mark(os.stat(path)), "id": identity, "digest": digest}
+        self._cache.remember(self._result_key(step, more), facts)
+
+    def _result_key(self, step: Step, more: str) -> str:
+        digest = hashlib.sha256(more.encode("utf-8", "surrogateescape")).hexdigest()
+        return f"result-{self.key(step)}-{digest}"
 
     def begin(self, path: str, root: str) -> None:
         """Let the first snapshot take over blocks of the image that has just been unpacked."""
