@@ -168,7 +168,7 @@ def claims(folder: Path, url: str, builds: int) -> None:
     """Measure how fast a full queue is emptied and print a table."""
     from pysingularity.hub.accounts.people import add_user
     from pysingularity.hub.accounts.rights import ALL_SCOPES, Principal
-    from pysingularity.hub.builds.queue import claim, enqueue
+    from pysingularity.hub.builds.queue import claim
     from pysingularity.hub.catalog import add_collection
     from pysingularity.hub.context import Hub as Opened
     from pysingularity.hub.models import Build
@@ -188,7 +188,8 @@ def claims(folder: Path, url: str, builds: int) -> None:
                 collection = add_collection(session, who, f"{who.name}/c{number}")
                 for tag in range(4):
                     build = Build(collection_id=collection.id, commit="c" * 40, recipe="Singularity", tag=f"t{tag}")
-                    enqueue(session, build, collection.owner)
+                    build.queue_owner, build.turn = collection.owner, float(tag)
+                    session.add(build)
         taken = [0] * workers
 
         def work(place: int, hub: Opened = hub, taken: list[int] = taken) -> None:

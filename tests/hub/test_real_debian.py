@@ -39,10 +39,9 @@ OSVersion: bookworm
 
 def mirror() -> str:
     """Return the mirror that this machine itself uses."""
+    pattern = re.compile(r"^(?:deb (?:\[.*\] )?|URIs: )(https?://\S+/debian)/?(?:\s|$)", re.MULTILINE)
     for path in (Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")):
-        if path.exists() and (
-            found := re.search(r"(?:^deb (?:\[.*\] )?|^URIs: )(https?://\S+)", path.read_text(), re.MULTILINE)
-        ):
+        if path.exists() and (found := pattern.search(path.read_text())):
             return found[1]
     pytest.skip("needs a mirror of Debian over HTTP")
 

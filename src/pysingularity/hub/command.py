@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pysingularity import messages
@@ -151,6 +152,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from pysingularity.hub.serve import serve
     from pysingularity.hub.settings import load_settings
 
+    folder = Path(arguments.data)
+    if not folder.exists() or not any(folder.iterdir()):  # a folder with something else in it is not ours to fill
+        from pysingularity.hub.administration import init
+
+        messages.info(str(init(arguments)["_alone"]))
+        messages.info(f"make an administrator: singularity-hub user add NAME --admin --password-stdin --data {folder}")
     names = ("host", "port", "url")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     settings = load_settings(arguments.data, **given)

@@ -460,7 +460,7 @@ class Build(Base):
     __tablename__ = "builds"
     __table_args__ = (
         # What the claim walks along, and how it sees whether a collection is busy.
-        sa.Index("ix_builds_queue", "state", "priority", "turn", "id"),
+        sa.Index("ix_builds_queue", "state", sa.text("priority DESC"), "turn", "id"),
         sa.Index("ix_builds_collection_id_state", "collection_id", "state"),
         sa.Index("ix_builds_collection_id_id", "collection_id", "id"),
         sa.Index("ix_builds_collection_id_tag", "collection_id", "tag", "id"),

@@ -11,6 +11,7 @@ import os
 import platform
 import secrets
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -37,6 +38,8 @@ from pysingularity.hub.sources.intake import resync, work_off
 
 #: Seconds between two looks for work; a webhook on this process's own hub wakes it at once.
 POLL = 0.2
+#: Seconds that threads have to end.
+FAREWELL = 8.0
 #: Seconds that the working folder of an ended build is left to the worker that ended it.
 LINGER = 10.0
 
@@ -93,8 +96,10 @@ class Robots:
     def stop(self) -> None:
         """End all threads; running builds go back to the queue, or are found again when their engine goes on."""
         self.ended.set()
-        for thread in self.threads:
-            thread.join(10)
+        deadline = time.monotonic() + FAREWELL
+        # Workers first: they hand their builds back. What the others are at (a fetch, a scrub) can be done again.
+        for thread in sorted(self.threads, key=lambda one: not one.name.startswith("worker-")):
+            thread.join(max(0.1, deadline - time.monotonic()))
         self.engine.close()
 
     def _build(self, worker: str) -> bool:
