@@ -76,6 +76,8 @@ make_user() {
 }
 
 open_fuse() {
-    # Most distributions ship /dev/fuse open to everybody; bare machines and containers may not.
-    [ ! -c /dev/fuse ] || [ -n "$(find /dev/fuse -perm -006)" ] || chmod 666 /dev/fuse
+    # Most distributions ship these open to everybody; bare machines and containers may not.
+    for device in /dev/fuse /dev/net/tun; do
+        [ ! -c "$device" ] || [ -n "$(find "$device" -perm -006)" ] || chmod 666 "$device"
+    done
 }

@@ -58,6 +58,12 @@ def warm(as_user, sing, image):
     return start
 
 
+def test_containers_of_one_image_share_their_user_namespace(warm):
+    # Ranks of an MPI job may then read each other's memory (--sharens of the peers).
+    spaces = {warm("sh", "-c", "readlink /proc/self/ns/user").stdout for _ in range(3)}
+    assert len(spaces) == 1
+
+
 def test_second_start_shares_server_and_mount(warm):
     first = warm("sh", "-c", "ls / /bin")
     assert first.returncode == 0

@@ -25,9 +25,9 @@ FILES, ENVIRONMENT, RIGHTS, SPACES, DEVICES, FETCHING, LIMITS = (
     "Limits",
 )
 
-#: Flags of the peers for what is always so here: images are served in user space, no host command emulates root, and
-#: there is no other mode than the native one.
-HOLDS = ("sif-fuse", "no-oci", "no-compat", "ignore-fakeroot-command", "no-tmp-sandbox")
+#: Flags of the peers for what is always so here: images are served in user space, no host command emulates root,
+#: there is no other mode than the native one, and the ranks of a job share one mount and user namespace of an image.
+HOLDS = ("sif-fuse", "no-oci", "no-compat", "ignore-fakeroot-command", "no-tmp-sandbox", "sharens")
 #: flag, kind, environment keys, why not and what to do instead
 REFUSED = (
     ("nvccli", FLAG, ("NVCCLI",), "use --nv, or --device nvidia.com/gpu=all with a CDI file of nvidia-ctk"),
@@ -36,7 +36,6 @@ REFUSED = (
     ("allow-setuid", FLAG, (), "programs never gain rights here (no_new_privs)"),
     ("boot", FLAG, (), "a container of ours does not boot an init system"),
     ("fusemount", MANY, ("FUSEMOUNT",), "mount on the host and use --bind"),
-    ("sharens", FLAG, (), "each process has its own namespaces; images are shared by themselves"),
     ("runscript-timeout", TEXT, (), "use timeout(1)"),
     ("ignore-userns", FLAG, (), "containers need user namespaces; see: singularity doctor"),
     ("oci", FLAG, ("OCI",), "there is no runc mode; --compat behaves like Docker"),

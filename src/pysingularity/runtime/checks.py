@@ -256,6 +256,9 @@ def network() -> Check:
     """Is there a program that connects a network namespace without root?"""
     title = "private networks"
     found = [program for program in ("pasta", "slirp4netns") if shutil.which(program)]
+    if found and not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        remedy = "--net works with --network none only; administrator: modprobe tun; chmod 666 /dev/net/tun"
+        return Check("network", title, WARNING, f"{found[0]} is installed, and /dev/net/tun may not be opened", remedy)
     if found:
         return Check("network", title, OK, f"{found[0]} is installed")
     remedy = "--net works with --network none only; administrator: install passt or slirp4netns"

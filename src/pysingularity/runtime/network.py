@@ -12,12 +12,14 @@ import posix
 
 from pysingularity.errors import HostError, UserError
 from pysingularity.linux.libc import call
-from pysingularity.linux.process import die_with_parent
+from pysingularity.linux.process import die_with_parent, restore_signals
 
 _AF_INET, _SOCK_DGRAM, _SIOCSIFFLAGS = 2, 2 | 0o2000000, 0x8914
 _UP_AND_RUNNING = 0x41
 #: Programs that connect a network namespace without root, the better one first.
 HELPERS = ("pasta", "slirp4netns")
+#: Both make the container's interface through this device.
+TUN = "/dev/net/tun"
 
 
 def loopback_up() -> None:
@@ -48,6 +50,7 @@ class Connection:
         if self.forwards and self.name != "pasta":
             raise HostError("no-port-forwarding", f"{self.name} cannot forward ports", hint="install passt (pasta)")
         self._go = self._ready = self._child = -1
+        self._tun = posix.access(TUN, posix.R_OK | posix.W_OK)
 
     def outside(self) -> None:
         """Start the waiting helper process; call it before any namespace is made."""
@@ -63,8 +66,10 @@ class Connection:
             die_with_parent()
             posix.close(self._go)
             posix.close(self._ready)
+            restore_signals()  # pasta refuses to start where SIGPIPE is ignored, as the interpreter has it
             if posix.read(wait, 1):
-                status = posix.waitpid(posix.posix_spawn(self.program, self.command(target), posix.environ), 0)[1]
+                words = self.command(target)
+                status = posix.waitpid(posix.posix_spawn(words[0], words, posix.environ), 0)[1]
                 posix.write(ready, b"\0" if status == 0 else b"\1")
         finally:
             posix._exit(0)
@@ -96,7 +101,8 @@ class Connection:
             posix.close(descriptor)
         posix.waitpid(self._child, 0)
         if answer != b"\0":
-            raise HostError("no-network", f"{self.name} could not connect the container's network")
+            hint = "" if self._tun else f"{TUN} may not be opened; administrator: chmod 666 {TUN} (modprobe tun)"
+            raise HostError("no-network", f"{self.name} could not connect the container's network", hint=hint)
 
 
 def _find(path: str) -> tuple[str, str]:
