@@ -27,8 +27,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pysingularity.runtime.spec import Layer
 
-#: How long a start waits for another one that is mounting the same image, in seconds.
-PATIENCE = 1.0
+#: How long a start waits for another one that is mounting the same image, in seconds. Many starts at once on a busy
+#: machine make the first one slow, and slower still if the others lost patience and mounted it too.
+PATIENCE = 15.0
 _LARGEST = 1 << 20
 
 
@@ -113,18 +114,27 @@ class Warm:
         """Take the lock, or wait until somebody else has mounted the image."""
         try:
             self._lock = posix.open(self.path + ".lock", posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, 0o600)
-            deadline = time.monotonic() + PATIENCE
+            deadline, pause, old = time.monotonic() + PATIENCE, 0.002, self._inode()
             while True:
                 try:
                     posix.lockf(self._lock, posix.F_TLOCK, 0)
                     self._holds = True
                     return
                 except OSError:
-                    if time.monotonic() > deadline:
+                    # A keeper that has just come is for everybody at once: nobody has to wait for the lock any more.
+                    if time.monotonic() > deadline or self._inode() not in (0, old):
                         return
-                time.sleep(0.002)
+                time.sleep(pause)
+                pause = min(pause * 1.3, 0.02)
         except OSError as error:
             messages.debug(f"{self.path}: {error}")
+
+    def _inode(self) -> int:
+        """Return the number of the keeper's file, 0 for none."""
+        try:
+            return posix.stat(self.path).st_ino
+        except OSError:
+            return 0
 
     def keep(self, place: str) -> None:
         """Leave a keeper behind for the image mounted at `place`, and let the others have their turn."""
