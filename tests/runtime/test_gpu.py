@@ -228,3 +228,74 @@ def test_damaged_specification_is_named(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(HostError, match=r"bad\.json"):
         gpu.cdi(["lab.org/gpu=0"], [str(tmp_path)])
+
+
+def linker_cache(libraries: list[Path]) -> bytes:
+    """A cache of the dynamic linker (glibc's elf/cache.c) that knows these libraries by their file names."""
+    flags = elf.CACHE_FLAGS[os.uname().machine]
+    head, entries, strings = 48, b"", b""
+    start = head + 24 * len(libraries)
+    for path in libraries:
+        key, value = start + len(strings), start + len(strings) + len(path.name) + 1
+        strings += os.fsencode(path.name) + b"\0" + os.fsencode(path) + b"\0"
+        entries += struct.pack("<iIIIQ", flags, key, value, 0, 0)
+    return elf.CACHE_MAGIC + struct.pack("<II20x", len(libraries), len(strings)) + entries + strings
+
+
+FAKE_HOST = """
+set -e
+mount --bind $TOP/cache /etc/ld.so.cache
+mkdir -p $TOP/dev
+for node in null zero random urandom tty full fuse; do
+    [ ! -e /dev/$node ] || {{ touch $TOP/dev/$node; mount --bind /dev/$node $TOP/dev/$node; }}
+done
+for node in nvidia0 nvidiactl nvidia-uvm kfd; do touch $TOP/dev/$node; mount --bind /dev/null $TOP/dev/$node; done
+ln -sfn /proc/self/fd $TOP/dev/fd
+mount --rbind $TOP/dev /dev
+mount --bind $TOP/bin /usr/local/bin
+exec setpriv --reuid {uid} --regid {gid} --clear-groups "$@"
+"""
+
+
+@pytest.mark.rootless
+@pytest.mark.parametrize("options", [[], ["--contain"], ["-C"]])
+def test_container_on_a_host_with_stubs_of_a_driver(root_only, as_user, box, options):
+    """A private view of this host: a linker cache, device nodes and a program, as a driver installs them."""
+    top = as_user.tmp / "driver"
+    for name in ("libcuda.so.1", "libnvidia-ml.so.1"):
+        (top / "lib").mkdir(parents=True, exist_ok=True)
+        named(top / "lib" / name, name)
+    versioned(top / "lib/libnvoptix.so.1", "GLIBC_2.99")
+    named(top / "lib/libnvcuvid.so.1", "libnvcuvid.so.1")
+    (top / "cache").write_bytes(linker_cache(sorted((top / "lib").iterdir())))
+    (top / "bin").mkdir()
+    (top / "bin/nvidia-smi").write_text("#!/bin/sh\necho smi\n")
+    (top / "bin/nvidia-smi").chmod(0o755)
+    script = "ls /.singularity.d/libs; nvidia-smi; ls /dev | grep -c nvidia; echo $LD_LIBRARY_PATH"
+    words = ["singularity", "exec", "--nv", *options, box, "sh", "-c", script]
+    start = ["unshare", "-m", "sh", "-c", FAKE_HOST.format(uid=as_user.uid, gid=as_user.gid), "sh", *map(str, words)]
+    environ = {**as_user.environ, "TOP": str(top)}
+    result = subprocess.run(start, env=environ, capture_output=True, text=True, cwd=as_user.tmp, check=False)
+    libraries = ["libcuda.so.1", "libnvcuvid.so.1", "libnvidia-ml.so.1"]
+    assert result.stdout.split() == [*libraries, "smi", "3", "/.singularity.d/libs"], result.stderr
+    assert result.stderr.splitlines() == [
+        "WARNING: --nv: libnvoptix.so.1 left out: needs glibc 2.99, the image has no glibc"
+    ]
+    doctor = subprocess.run(
+        [*start[:6], "singularity", "doctor", "--json"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert doctor.stdout, doctor.stderr
+    (check,) = [one for one in json.loads(doctor.stdout)["checks"] if one["id"] == "nvidia"]
+    assert check["state"] == "ok"
+    assert "libcuda.so.1" in check["detail"]
+    assert "/dev/nvidia0" in check["detail"]
+
+
+@pytest.mark.rootless
+@pytest.mark.parametrize("option", ["--nv", "--rocm"])
+def test_no_gpu_is_a_warning_and_no_error(sing, box, option):
+    if os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd"):
+        pytest.skip("this machine has a GPU")
+    result = sing("exec", option, box, "echo", "runs")
+    assert (result.returncode, result.stdout) == (0, "runs\n")
+    assert result.stderr.startswith("WARNING: ")
