@@ -119,7 +119,7 @@ def put_file(hub: Hub, size: int) -> str:
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
-def pages(url: str, token: str, runs: int) -> None:
+def pages(url: str, token: str, runs: int, parent: int) -> None:
     """Ask for every kind of page and print milliseconds."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -148,14 +148,16 @@ def pages(url: str, token: str, runs: int) -> None:
         ("health", "/healthz", "*/*"),
         ("metrics", "/metrics", "*/*"),
     ]
-    print(f"{'page':<34} {'median ms':>10} {'max ms':>9} {'bytes':>9}")
+    print(f"{'page':<34} {'median ms':>10} {'max ms':>9} {'cpu ms':>9} {'bytes':>9}")
     for name, path, kind in paths:
         size, times = ask(path, kind), []
+        before = processor(parent)
         for _ in range(runs):
             started = time.perf_counter()
             ask(path, kind)
             times.append((time.perf_counter() - started) * 1000)
-        print(f"{name:<34} {statistics.median(times):>10.1f} {max(times):>9.1f} {size:>9}")
+        cost = (processor(parent) - before) / runs * 1000
+        print(f"{name:<34} {statistics.median(times):>10.1f} {max(times):>9.1f} {cost:>9.1f} {size:>9}")
 
 
 # --- pulls -----------------------------------------------------------------------------------------------------------
@@ -241,12 +243,13 @@ def memory(parent: int) -> dict[str, float]:
 
 def processor(parent: int) -> float:
     """Return the processor seconds of a server's children: what its work costs, however busy the machine is."""
-    total = 0
+    ticks = 0
     children = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True, check=False).stdout.split()
     for child in children:
+        # Of the whole process, with threads that have ended.
         words = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-        total += int(words[11]) + int(words[12])
-    return total / os.sysconf("SC_CLK_TCK")
+        ticks += int(words[11]) + int(words[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def free_port() -> int:
@@ -316,7 +319,7 @@ def main() -> None:
         wait_port(port)
         url = f"http://127.0.0.1:{port}"
         print(f"{options.images} images, {options.processes} web process(es)\n")
-        pages(url, token.strip(), options.runs)
+        pages(url, token.strip(), options.runs, serve.pid)
         address = ("127.0.0.1", port)
         rates: dict[str, list[float]] = {"nginx": [], "hub": []}
         spent: dict[str, list[float]] = {"nginx": [], "hub": []}

@@ -107,8 +107,9 @@ class Tab:
             self.wrong.append(request.url)
 
     def _console(self, message: Any) -> None:
-        # A page with status 404 is no mistake of that page.
-        if message.type in ("error", "warning") and "status of 404" not in message.text:
+        # The page with status 404 that is asked for is no mistake of that page.
+        missing = "status of 404" in message.text and message.location.get("url", "").endswith("/nobody/nothing")
+        if message.type in ("error", "warning") and not missing:
             self.wrong.append(message.text)
 
     def open(self, path: str) -> Any:

@@ -392,6 +392,24 @@ def test_badges_are_pictures_of_the_newest_build(server: Server, hub: Hub, tmp_p
     assert server.get("/badge/lab/missing.svg", token="").status == 404
 
 
+def test_badges_of_what_is_not_there_yet_are_pictures_too(server: Server, hub: Hub) -> None:
+    server.post("/api/v1/collections", {"name": "lab/empty"})
+    for query, text in (("", "no builds"), ("?show=size", "no image"), ("?show=pulls", "0 pulls")):
+        answer = server.get(f"/badge/lab/empty.svg{query}", token="")
+        assert answer.status == 200
+        assert text in answer.text
+    assert server.get("/badge/lab/missing.svg", token="").status == 404
+
+
+def test_refusals_know_who_is_signed_in(server: Server) -> None:
+    browser = Browser(server)
+    browser.sign_in()
+    answer = browser.send("/lab/nothing")
+    assert answer.status == 404
+    assert "Sign out" in check(answer).text
+    assert "may help" not in answer.text
+
+
 def test_every_page_has_a_json_twin_at_its_own_address(server: Server, hub: Hub, tmp_path: Path) -> None:
     image = put(hub, tmp_path)
     number = put_build(hub)

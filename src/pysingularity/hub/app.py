@@ -96,14 +96,14 @@ def describe() -> dict[str, Any]:
             hub.close()
 
 
-async def _our_error(request: Request, error: Exception) -> Response:
+def _our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, SingularityError)
     if isinstance(error, HubError):
         return doors.refusal(request, error.status, error.id, error.message, hint=error.hint, headers=error.headers)
     return doors.refusal(request, 422, error.id, str(error))
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     ids = {404: "no-such-page", 405: "wrong-method"}
     return doors.refusal(
@@ -111,7 +111,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     )
 
 
-async def _validation_error(request: Request, error: Exception) -> Response:
+# No coroutines: a refusal for people asks the database who they are.
+def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0] if error.errors() else {"loc": (), "msg": "wrong request"}
     where = ".".join(str(part) for part in first["loc"])

@@ -23,8 +23,8 @@ from pysingularity.errors import UserError
 from pysingularity.hub.accounts.people import RESERVED
 from pysingularity.hub.accounts.rights import Principal
 from pysingularity.hub.accounts.signin import check_csrf
-from pysingularity.hub.doors import current_sign_in, get_hub
-from pysingularity.hub.errors import Forbidden
+from pysingularity.hub.doors import current_sign_in, get_hub, who_asks
+from pysingularity.hub.errors import Forbidden, HubError
 from pysingularity.hub.pages.pictures import human_size
 from pysingularity.hub.pages.text import definition, log_line
 
@@ -144,7 +144,10 @@ def for_people(request: Request) -> None:
     def shape(status: int, id: str, message: str, headers: dict[str, str]) -> Response:  # noqa: A002
         # Browsers would open a box of their own for a challenge; people sign in on our page.
         kept = {key: value for key, value in headers.items() if key.lower() != "www-authenticate"}
-        who = Principal(share=request.scope.get("share", ""))
+        try:
+            who = who_asks(request)
+        except HubError:
+            who = Principal(share=request.scope.get("share", ""))
         return render(request, who, "refusal.html", status=status, headers=kept, code=status, id=id, message=message)
 
     request.scope["refusal"] = shape

@@ -142,15 +142,20 @@ def picture(owner: str, file: str, hub: TheHub, who: Who, show: str = "state") -
         collection = get_collection(session, name.owner, name.name)
         need_see(session, who, collection)
         left, state = name.tag or collection.name, ""
-        if show in ("size", "pulls"):
-            image = find_image(session, collection, tag=name.tag, digest=name.digest)
-            right = human_size(image.size) if show == "size" else f"{image.pulls} pulls"
+        if show == "pulls" and not name.tag:
+            right = f"{collection.pulls} pulls"
+        elif show in ("size", "pulls"):
+            try:
+                image = find_image(session, collection, tag=name.tag, digest=name.digest)
+                right = human_size(image.size) if show == "size" else f"{image.pulls} pulls"
+            except NotFound:  # where a badge is shown, a broken picture helps nobody
+                right, state = "no image", "unknown"
         else:
             query = sa.select(Build.state).where(Build.collection_id == collection.id, Build.publish)
             if name.tag:
                 query = query.where(Build.tag == name.tag)
             state = session.scalar(query.order_by(Build.id.desc()).limit(1)) or ""
-            right = state.replace("_", " ") or "no builds"
+            right, state = state.replace("_", " ") or "no builds", state or "unknown"
     scope = "private" if collection.private else "public"
     headers = {"Cache-Control": f"{scope}, max-age=60"}
     return Response(badge(left, right, state), media_type="image/svg+xml", headers=headers)
