@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
 import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from pysingularity.hub.context import Hub
 
 from .shelf import make_sif, put_image
 from .test_pages import put_build
-from .world import RECIPE, Repository, Server, wait_for
+from .world import COMMAND, RECIPE, Repository, Server, wait_for
 
 STATES = "queued claimed cloning building testing uploading done failed cancelled timed_out superseded skipped".split()
 
@@ -88,6 +90,22 @@ def test_commands_print_what_scripts_read(data: Path):
         ("collection", "remove", "lab/tools"),
     ):
         json.loads(server.command(*words, "--json"))
+
+
+def test_serve_says_where_it_listens(data: Path):
+    words = [*COMMAND, "serve", "--data", str(data), "--port", "0", "--host", "127.0.0.1", "--json"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        assert said["name"] == "Test Hub"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(said["url"] + "/healthz", timeout=60) as answer:
+            assert json.load(answer)["status"] == "ok"
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+        process.stdout.close()
 
 
 # --- collections -----------------------------------------------------------------------------------------------------

@@ -166,7 +166,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         hub.database.check()
     finally:
         hub.close()
-    return serve(settings, [str(settings.data), settings.host, str(settings.port), settings.url])
+    words = [str(settings.data), settings.host, str(settings.port), settings.url]
+    return serve(settings, words, as_json=arguments.json)
 
 
 def _print(result: Result | str | int, arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ fail, and takes all of them with it when it ends, however it ends.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -51,11 +52,12 @@ def listen(host: str, port: int) -> socket.socket:
     return handle
 
 
-def serve(settings: Settings, arguments: list[str]) -> int:
+def serve(settings: Settings, arguments: list[str], *, as_json: bool = False) -> int:
     """Run the hub until a signal ends it.
 
     Arguments:
         arguments: what children need to read the same settings (`--data …`).
+        as_json: say where the hub is as JSON, once it listens.
     """
     handle = listen(settings.host, settings.port)
     host, port = handle.getsockname()[:2]
@@ -67,7 +69,8 @@ def serve(settings: Settings, arguments: list[str]) -> int:
         (kind, _start(kind, handle, arguments), time.monotonic()) for kind in kinds
     ]
     shown = f"[{host}]" if ":" in host else host
-    print(f"{settings.name}: {settings.url or f'http://{shown}:{port}'}", flush=True)
+    url = settings.url or f"http://{shown}:{port}"
+    print(json.dumps({"name": settings.name, "url": url}) if as_json else f"{settings.name}: {url}", flush=True)
     try:
         while not ended.wait(0.2):
             for place, (kind, child, since) in enumerate(children):
