@@ -38,7 +38,12 @@ SMALL = """\
 
     #step packages of Python
     pip install --break-system-packages --no-cache-dir --find-links /wheels h5py
+
+    #step mount points
+    mkdir -p /dataset
 """
+#: What changes in the last step.
+CHANGE = ("mkdir -p /dataset", "mkdir -p /dataset /another")
 CHROOT = """
 for one in proc dev sys; do mount --rbind /$one $0/$one; done
 for one in resolv.conf hosts ssl/certs/ca-certificates.crt; do
@@ -206,7 +211,9 @@ def main() -> None:
         print(f"  {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
 
     try:
-        work.write("debian.def", "Bootstrap: debootstrap\nOSVersion: bookworm\nInclude: ca-certificates\n")
+        # Apptainer wants the place of a bind to be there.
+        text = "Bootstrap: debootstrap\nOSVersion: bookworm\nInclude: ca-certificates\n%post\n  mkdir /wheels\n"
+        work.write("debian.def", text)
         work.build("base.sif", "debian.def")
         binds = ["--bind", f"{wheels}:/wheels", "--bind", f"{CERTIFICATES}:{CERTIFICATES}", "--notest"]
         for _ in range(arguments.runs):
@@ -217,7 +224,7 @@ def main() -> None:
             for what, seconds in phases(work.build("--no-cache", *binds, "x.sif", "x.def")).items():
                 note(f"ours {what}", seconds)
             note("steps all", phases(work.build(*binds, "x.sif", "x.def"))["all"])
-            work.write("x.def", header + body.replace("--no-cache-dir", "--no-cache-dir --quiet"))
+            work.write("x.def", header + body.replace(*CHANGE))
             note("changed all", phases(work.build(*binds, "x.sif", "x.def"))["all"])
             begun = time.perf_counter()
             work.build(*binds, "x.sif", "x.def")
