@@ -139,6 +139,16 @@ def test_emulated_root_gives_files_away_in_its_overlay(sing, as_subuid_user, ove
     assert owners.split() == ["33:44"] * 20
 
 
+def test_overlay_of_the_other_kind_of_container_is_named(as_plain_user, tools, box, squash):
+    image = squash(box)
+    for made, used in (("--fakeroot", "--pid"), ("--sparse", "--fakeroot")):
+        path = as_plain_user.tmp / f"{used}.img"
+        as_plain_user(["singularity", "overlay", "create", "-S", made, path], check=True)
+        result = as_plain_user(["singularity", "exec", used, "--overlay", path, image, "true"])
+        assert result.returncode == 255
+        assert result.stderr.startswith(f"FATAL:   {path}: its files belong to a user"), result.stderr
+
+
 def test_overlay_inside_a_sif_file(sing, tools, sif):
     assert "not-writable" not in sing("exec", "--writable", sif, "true").stdout
     assert sing("exec", "--writable", sif, "true").returncode == 255

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 PLACES = ("/mnt", "/media", "/srv", "/tmp", "/run", "/var/tmp")
 _ENOENT, _ENOTDIR, _ELOOP, _ENOSYS, _EINVAL = 2, 20, 40, 38, 22
 _MOST_LINKS = 40
+#: The owner that is shown of files whose owner the user namespace does not have (/proc/sys/kernel/overflowuid).
+_NOBODY = 65534
 
 
 class Session:
@@ -292,11 +294,22 @@ class Session:
                 posix.mkdir(place, 0o755)
             except FileExistsError:
                 pass
+            except PermissionError:
+                raise self._foreign() from None
+        if posix.stat(places[0]).st_uid == _NOBODY != posix.getuid():
+            raise self._foreign()
         if self.merge is not None:
             self.merge(lower, places[0], places[1], target)
         else:
             data = f"lowerdir={':'.join(lower)},upperdir={places[0]},workdir={places[1]}"
             mount("overlay", target, "overlay", flags, data)
+
+    def _foreign(self) -> UserError:
+        return UserError(
+            "foreign-overlay",
+            f"{self.spec.upper}: its files belong to a user that this container does not have",
+            hint="an overlay for --fakeroot is made with: singularity overlay create --fakeroot; one for the rest without",
+        )
 
     def _overlay(self, target: str, lower: list[str], flags: int) -> None:
         data = f"lowerdir={':'.join(lower)}"
