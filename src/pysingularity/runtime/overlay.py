@@ -308,7 +308,7 @@ class Session:
         return UserError(
             "foreign-overlay",
             f"{self.spec.upper}: its files belong to a user that this container does not have",
-            hint="an overlay for --fakeroot is made with: singularity overlay create --fakeroot; one for the rest without",
+            hint="overlays for --fakeroot are made with: singularity overlay create --fakeroot; others without",
         )
 
     def _overlay(self, target: str, lower: list[str], flags: int) -> None:
