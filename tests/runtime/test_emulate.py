@@ -407,9 +407,31 @@ from pysingularity.runtime import emulate
 from pysingularity.runtime.rootless import become_root
 emulation = emulate.prepare(become_root("bpf"))
 emulation()
-print(become_root(environ={}).name)
+inner = become_root(environ={})
+print(inner.name, inner.emulation)
 """
-    assert as_user([sys.executable, "-c", script]).stdout == "single\n"
+    assert as_user([sys.executable, "-c", script]).stdout == "single bpf\n"
+
+
+def test_a_kernel_that_refuses_a_listener_leaves_pretending(as_user):
+    """As inside a container that has a listener of its own, whatever for."""
+    script = """
+from pysingularity.linux import seccomp
+from pysingularity.runtime.rootless import become_root
+from pysingularity.runtime.emulate import prepare
+import os
+way = become_root("notify")
+seccomp.install(seccomp.assemble([], seccomp.architectures()), listener=True)
+inner = become_root(environ={})
+print(inner.name, inner.emulation)
+emulation = prepare(inner)
+emulation()
+open("file", "w").close()
+os.chown("file", 5, 6)
+print(os.stat("file").st_uid)
+"""
+    result = as_user([sys.executable, "-c", script])
+    assert result.stdout == "single bpf\n0\n", result.stderr
 
 
 def test_range_of_ids_only_lacks_devices(as_subuid_user, tree):

@@ -29,6 +29,8 @@ CHOICES = (SUBUID, NOTIFY, BPF)
 
 #: A distribution needs ids up to nobody's, 65534.
 _NEEDED = 65534
+#: A number that no open file has.
+_NO_DESCRIPTOR = 0x5E7C1
 _EPERM, _EACCES, _ENOSPC, _EINVAL, _EUSERS = 1, 13, 28, 22, 87
 
 
@@ -150,8 +152,17 @@ def emulated_around() -> bool:
         os.close(file)
 
 
+def pretended_around() -> bool:
+    """Say whether a plain filter around us answers for the kernel: what it answers, no supervisor gets to see."""
+    try:
+        os.fchown(_NO_DESCRIPTOR, 0, 0)
+    except OSError:
+        return False
+    return True
+
+
 def _emulation(asked: str) -> str:
-    if asked == BPF:
+    if asked == BPF or pretended_around():
         return BPF
     if not seccomp.architectures():
         machine = os.uname().machine
