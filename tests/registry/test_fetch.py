@@ -424,6 +424,30 @@ def test_library_pull_checks_the_hash(fake, settings):
         pull("library://e/c/i:t", settings())
 
 
+def test_sif_of_a_registry_is_continued_checked_and_told_from_an_image(fake, settings, environ):
+    media = "application/vnd.sylabs.sif.layer.v1.sif"
+    fake.add([SIF], change=lambda manifest: manifest["layers"][0].update(mediaType=media))
+    partial = Cache.open(environ).path("partial", "file-" + digest(SIF).replace(":", "-"))
+    with open(partial, "wb") as file:
+        file.write(SIF[:1000])
+    reference = f"oras://{fake.host}/a/b:1"
+    assert bytes_of(pull(reference, settings()).path) == SIF
+    ranges = [headers.get("Range") for _, path, headers in fake.log if digest(SIF) in path]
+    assert ranges == ["bytes=1000-"] and not os.path.exists(partial)
+    count = len(fake.log)
+    assert pull(reference, settings(pull="missing")).cached and len(fake.log) == count
+    with open(partial, "wb") as file:
+        file.write(b"x" * 1000)
+    os.unlink(pull(reference, settings(pull="missing")).path)
+    with pytest.raises(RegistryError, match="SHA-256"):
+        pull(reference, settings())
+    assert not os.path.exists(partial)
+    assert bytes_of(pull(reference, settings()).path) == SIF
+    fake.add([gz(("a", b"1"))], tag="2")
+    with pytest.raises(RegistryError, match="no SIF file"):
+        pull(f"oras://{fake.host}/a/b:2", settings())
+
+
 def test_plain_file_is_fetched_again_only_when_it_changed(fake, settings):
     web(fake, {"/x.sif": (200, SIF, {"ETag": '"1"'})})
     first = pull(f"http://{fake.host}/x.sif", settings())

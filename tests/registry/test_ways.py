@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pysingularity.registry.http import _left_out
 from registries import FakeRegistry, digest, free_port, gz, send
 
 SINGULARITY = str(Path(sys.executable).parent / "singularity")
@@ -231,6 +232,26 @@ def test_proxy_of_the_environment_is_used_and_left_out_where_it_should_be(docker
         "pull", "z.sif", f"docker://{host}/a/nosuch:1", code=255, https_proxy=gone, SSL_CERT_FILE=str(folder / "ca.pem")
     )
     assert f"refused by the proxy {gone}" in said.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("host", "without", "found"),
+    [
+        ("reg.test:5000", "reg.test", True),
+        ("reg.test:5000", "other, REG.test:5000", True),
+        ("reg.test:5001", "reg.test:5000", False),
+        ("a.reg.test", ".reg.test", True),
+        ("a.reg.test", "reg.test", True),
+        ("areg.test", "reg.test", False),
+        ("[::1]:5000", "[::1]", True),
+        ("[::1]", "[::1]", True),
+        ("anything", "*", True),
+        ("anything", "", False),
+        ("anything", ",", False),
+    ],
+)
+def test_no_proxy_names_hosts_and_domains(host, without, found):
+    assert _left_out(host, without) is found
 
 
 class TokenRegistry(FakeRegistry):
