@@ -139,6 +139,18 @@ def one_event(server: Server, build: int, offset: int) -> tuple[str, int, str]:
     return "end", offset, ""
 
 
+def test_limits_of_a_collection_hold_for_its_builds(server: Server, repository: Repository):
+    repository.commit({"Singularity": RECIPE.replace("echo hello", "sleep 60; echo")})
+    server.post("/api/v1/collections", {"name": "lab/tools"})
+    wrong = server.request("PATCH", "/api/v1/collections/lab/tools", {"limits": {"disk": 1}})
+    assert wrong.status in (400, 422)
+    value = {"limits": {"seconds": 2}, "git_url": f"file://{repository.path}"}
+    assert server.request("PATCH", "/api/v1/collections/lab/tools", value).json["limits"] == {"seconds": 2}
+    server.post("/api/v1/collections/lab/tools/resync")
+    build = server.ended(wait_for(lambda: server.builds(), what="a build")[0]["id"])
+    assert (build["state"], build["error_id"]) == ("timed_out", "time-limit")
+
+
 def test_cancel_ends_a_running_build(server: Server, repository: Repository):
     repository.commit({"Singularity": RECIPE.replace("echo hello", "sleep 60; echo")})
     server.post("/api/v1/collections", {"name": "lab/tools", "git_url": f"file://{repository.path}"})

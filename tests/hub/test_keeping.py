@@ -24,6 +24,7 @@ from pysingularity.hub.keeping.garbage import DAY, collect
 from pysingularity.hub.keeping.scrub import scrub
 from pysingularity.hub.models import Blob, BlobLink, Collection, Container, Image, Manifest, Upload, User, now
 from pysingularity.hub.protocols.uploads import begin
+from pysingularity.hub.robots import Robots
 from pysingularity.hub.settings import load_settings
 
 from .shelf import SINGULARITY, make_sif, put_image, run
@@ -48,6 +49,42 @@ def make_images(hub: Hub, folder: Path, count: int, **more: object) -> list[Imag
         put_image(hub, make_sif(folder / f"{place}.sif", f"text {place}"), "lab/tools", tags=["v1"], **more)
         for place in range(count)
     ]
+
+
+def test_running_hub_keeps_its_house_as_often_as_the_settings_say(hub: Hub, tmp_path: Path):
+    image = make_images(hub, tmp_path, 1)[0]
+    with hub.write() as session:
+        session.execute(sa.delete(Collection))
+    age(hub, image.sha256, 3)
+    path = hub.settings.folder("blobs") / image.sha256[:2] / image.sha256
+    hub.settings.keep.collect_hours = hub.settings.keep.scrub_days = 0
+    robots = Robots(hub)
+    robots._keep_house()
+    assert path.exists()
+    hub.settings.keep.collect_hours = 24
+    robots._keep_house()
+    assert not path.exists()
+    # The next one is a day away, also for the robot of another process.
+    second = put_image(hub, make_sif(tmp_path / "second.sif", "second"), "lab/more", tags=["v1"])
+    with hub.write() as session:
+        session.execute(sa.delete(Collection))
+    age(hub, second.sha256, 3)
+    path = hub.settings.folder("blobs") / second.sha256[:2] / second.sha256
+    Robots(hub)._keep_house()
+    assert path.exists()
+    os.utime(hub.settings.data / ".collected", (now() - DAY - 1,) * 2)
+    Robots(hub)._keep_house()
+    assert not path.exists()
+
+
+def test_running_hub_reads_its_files_again(hub: Hub, tmp_path: Path):
+    image = make_images(hub, tmp_path, 1)[0]
+    path = hub.settings.folder("blobs") / image.sha256[:2] / image.sha256
+    path.chmod(0o600)
+    path.write_bytes(b"rotten")
+    Robots(hub)._keep_house()
+    with hub.read() as session:
+        assert "other content" in session.get_one(Blob, image.sha256).damaged
 
 
 # --- garbage ---------------------------------------------------------------------------------------------------------

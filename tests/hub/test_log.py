@@ -8,7 +8,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pysingularity.events import Event
 from pysingularity.hub.builds.log import MASK, STEP, LogWriter
+from pysingularity.hub.engines.job import Job
 
 
 def written(tmp: Path, pieces: list[bytes], limit: int = 1 << 20, secrets: list[str] | None = None) -> bytes:
@@ -60,6 +62,51 @@ def test_second_writer_goes_on_where_the_first_was_killed(tmp_path: Path):
     with LogWriter(tmp_path / "log", limit=1 << 20) as log:
         at = log.step("next")
     assert (tmp_path / "log").read_bytes()[at:] == b"==> next\n"
+
+
+def job(tmp_path: Path, log: LogWriter) -> Job:
+    limits = {"seconds": 60, "memory": 1 << 30, "disk": 1 << 30, "processes": 10, "reserve": 0, "log": 1 << 20}
+    return Job(tmp_path, {"limits": limits, "token": "t", "environment": {}, "build": 1, "sandbox": "none"}, log)
+
+
+def test_events_of_a_builder_become_a_log_that_people_read(tmp_path: Path):
+    lines = [
+        Event("start", {"step": 1, "title": "Unpacking"}),
+        *[Event("progress", {"step": 1, "text": "compressing", "done": number}) for number in range(50)],
+        Event("progress", {"step": 1, "text": "layer", "done": 5, "total": 10}),
+        Event("log", {"step": 1, "text": "\x1b[31mred\x1b[0m no end"}),
+        Event("message", {"level": "warning", "text": "odd"}),
+        Event("end", {"step": 1, "status": "cached", "seconds": 1.0}),
+        Event("start", {"step": 2, "title": "Writing"}),
+        Event("progress", {"step": 2, "text": "compressing"}),
+        Event("failed", {"id": "full", "message": "no space", "hint": "make room"}),
+    ]
+    with LogWriter(tmp_path / "log", limit=1 << 20) as log:
+        working = job(tmp_path, log)
+        for line in lines:
+            working._event(line.line().encode())
+        working._event(b"no JSON at all")
+    text = (tmp_path / "log").read_text()
+    assert text.splitlines() == [
+        *("==> Unpacking", "compressing", "\x1b[31mred\x1b[0m no end", "WARNING: odd", "==> Writing", "compressing"),
+        *("ERROR: no space", "    hint: make room", "no JSON at all"),
+    ]
+    assert [(step["name"], step["status"]) for step in working.steps] == [
+        ("Unpacking", "cached"),
+        ("Writing", "running"),
+    ]
+    assert all(text.encode()[step["offset"] :].startswith(b"==> " + step["name"].encode()) for step in working.steps)
+    assert working.failure == {"id": "full", "message": "no space"}
+
+
+@given(
+    line=st.binary(max_size=200) | st.text(max_size=80).map(lambda text: Event("log", {"text": text}).line().encode())
+)
+@settings(max_examples=150, deadline=None)
+def test_any_line_of_a_builder_is_taken(tmp_path_factory, line: bytes):
+    folder = tmp_path_factory.mktemp("job")
+    with LogWriter(folder / "log", limit=1 << 20) as log:
+        job(folder, log)._event(line)
 
 
 @given(pieces=st.lists(st.binary(max_size=300), max_size=20), limit=st.integers(4096, 8192))

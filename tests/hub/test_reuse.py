@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pysingularity.hub.builds import bases, reuse
 from pysingularity.hub.builds.bases import check_bases, present_digest
@@ -16,6 +18,7 @@ from pysingularity.hub.builds.planning import look, manual
 from pysingularity.hub.builds.releases import look_at_tag
 from pysingularity.hub.builds.states import FINAL
 from pysingularity.hub.context import Hub
+from pysingularity.hub.engines.job import bases_of
 from pysingularity.hub.models import Blob, Build, Collection, Image, Recipe
 from pysingularity.hub.robots import Robots
 
@@ -123,6 +126,46 @@ def test_image_on_a_base_is_given_again_only_while_the_base_is_the_same(
         repository.commit({"data.txt": text})
         _, last = built(hub, collection)
     assert last.sha256 != first.sha256
+
+
+# --- where an image comes from ---------------------------------------------------------------------------------------
+
+
+def test_image_says_where_it_comes_from(hub: Hub, collection: Collection, repository: Repository, working: None):
+    head = repository.commit({"env/Singularity.gpu": RECIPE})
+    build, image = built(hub, collection)
+    said = image.provenance
+    assert said["subject"] == [{"name": "tools_gpu.sif", "digest": {"sha256": image.sha256}}]
+    definition, details = said["predicate"]["buildDefinition"], said["predicate"]["runDetails"]
+    assert definition["externalParameters"] == {
+        "repository": collection.git_url, "branch": "main", "recipe": "env/Singularity.gpu", "tag": "gpu",
+    }  # fmt: skip
+    assert definition["resolvedDependencies"][0]["digest"] == {"gitCommit": head}
+    assert definition["internalParameters"]["environment"]["PATH"]
+    assert not any("proxy" in name.lower() for name in definition["internalParameters"]["environment"])
+    assert details["builder"]["version"]["singularity"]
+    assert details["metadata"]["startedOn"] <= details["metadata"]["finishedOn"]
+    assert details["metadata"]["invocationId"].endswith(str(build.id))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["uri", "digest", "x"]), inner, max_size=3)
+        ),
+        max_leaves=8,
+    )
+)
+def test_whatever_a_builder_says_of_its_bases_has_the_right_form_afterwards(value: object):
+    for one in bases_of(value):
+        assert set(one) == {"uri", "digest"}
+        assert all(isinstance(text, str) for text in (one["uri"], *one["digest"], *one["digest"].values()))
+
+
+def test_base_that_the_builder_fetched_is_named(hub: Hub):
+    said = [{"uri": "docker://debian:12", "digest": ONE}, {"uri": 7, "digest": ONE}, "x", {"uri": "y", "digest": "z"}]
+    assert bases_of(said) == [{"uri": "docker://debian:12", "digest": {"sha256": "1" * 64}}]
 
 
 # --- bases -----------------------------------------------------------------------------------------------------------

@@ -36,6 +36,14 @@ class NewCollection(BaseModel):
     description: str = Field("", max_length=2000)
 
 
+class Limits(BaseModel):
+    """Limits of a collection's builds; the hub's own are the most that anybody gets."""
+
+    model_config = {"extra": "forbid"}
+    seconds: int | None = Field(None, ge=1, le=1 << 31)
+    memory: int | None = Field(None, ge=1 << 20, le=1 << 50, description="bytes")
+
+
 class Changes(BaseModel):
     """What can be changed of a collection; what is left out stays."""
 
@@ -52,6 +60,7 @@ class Changes(BaseModel):
     poll: float | None = Field(None, ge=0, le=30 * 86400)
     status_token: str | None = Field(None, max_length=4096)
     keep: dict[str, float] | None = None
+    limits: Limits | None = Field(None, description="replaces the collection's earlier ones")
     quota: int | None = Field(None, ge=-1, le=1 << 62, description="bytes; -1 takes it away; administrators only")
 
 

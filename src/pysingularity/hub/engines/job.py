@@ -66,6 +66,7 @@ class Job:
         self.cancelled = False
         self.titles: dict[object, str] = {}
         self.look_at = 0.0
+        self.said = ""
         self.bases: list[dict[str, Any]] = []
         #: Where the build works: in its folder, or on the node's own disk.
         self.scratch = folder / "scratch"
@@ -353,11 +354,15 @@ class Job:
             self.failure = {"id": event.text("id")[:100], "message": event.text("message")[:1000]}
             hint = event.text("hint")
             self.log.line(f"ERROR: {self.failure['message']}" + (f"\n    hint: {hint[:1000]}" if hint else ""))
-        elif event.kind == "progress" and not event.number("total") and event.text("text"):
-            self.log.line(event.text("text")[:500])
+        elif event.kind == "progress" and not event.number("total"):
+            text = event.text("text")[:500]
+            if text and text != self.said:  # ten times a second the same is for bars, not for logs
+                self.log.line(text)
+            self.said = text
 
     def _step(self, name: str, title: str) -> None:
         self._end("done")
+        self.said = ""
         offset = self.log.step(title)
         self.steps = self.steps[-499:]
         self.steps.append({"name": name[:200], "offset": offset, "status": "running", "started": time.time()})
