@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 import sqlalchemy as sa
 
@@ -142,6 +143,10 @@ class Robots:
             if build is not None and build.job and self.engine.survives:
                 self.engine.kill(build.job)
             sweep(folder)
+        for folder in self.hub.settings.folder("work").glob("base-*"):
+            with suppress(FileNotFoundError):
+                if folder.stat().st_mtime < now() - 3600:  # whoever asked was killed
+                    sweep(folder)
 
     def _poll_repositories(self) -> bool:
         """Ask repositories that cannot call us whether something moved; only then is there an exchange to work off."""
