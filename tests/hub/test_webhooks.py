@@ -295,12 +295,16 @@ def test_replay_under_another_id_builds_nothing_again(hub: Hub, collection: Coll
     assert len(builds(hub)) == 1
 
 
-def test_exchange_without_an_id_is_known_by_its_body(hub: Hub, collection: Collection):
-    body = push_body("plain")
+def test_hook_that_always_says_the_same_is_heard_each_time(hub: Hub, collection: Collection, repository: Repository):
+    body = b'{"ref": "refs/heads/main"}'
     headers = signed("plain", "push", body, collection.hook_secret)
     del headers["x-singularity-delivery"]
-    assert receive(hub, collection.hook, headers, body)[0] == 202
-    assert receive(hub, collection.hook, headers, body)[0] == 200
+    for number in range(2):
+        repository.commit({"Singularity": f"{RECIPE}# {number}\n"})
+        assert receive(hub, collection.hook, headers, body)[0] == 202
+        assert receive(hub, collection.hook, headers, body)[0] == 202
+        work_off(hub)
+    assert len(builds(hub)) == 2
 
 
 def test_refused_exchanges_are_kept_without_their_body_and_do_not_pile_up(hub: Hub, collection: Collection):

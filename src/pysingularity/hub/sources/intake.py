@@ -59,6 +59,9 @@ def receive(hub: Hub, hook: str, headers: Mapping[str, str], body: bytes) -> tup
         _refuse(hub, delivery, error, body)
         raise
     delivery.delivery = webhooks.delivery_of(headers, forge, body)
+    if delivery.delivery.startswith(webhooks.NAMELESS):
+        # A hook that always says the same means another push each time; looking twice does no harm.
+        delivery.delivery += f"-{now():.6f}"
     delivery.work = work.values()
     if work.kind in ("ping", "ignored"):
         delivery.state, delivery.status = "ignored", 200

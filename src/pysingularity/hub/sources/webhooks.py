@@ -21,6 +21,8 @@ from pysingularity.hub.sources.git import SHA, ZERO, check_branch
 
 #: Seconds that a signed time stamp may differ from ours.
 TOLERANCE = 300
+#: How ids begin that are made of the body.
+NAMELESS = "sha256:"
 _DELIVERY = re.compile(r"[\x21-\x7e]{1,200}\Z")
 
 
@@ -90,9 +92,9 @@ def delivery_of(headers: Mapping[str, str], forge: str, body: bytes) -> str:
         "plain": ("x-singularity-delivery",),
     }[forge]
     for name in names:
-        if _DELIVERY.match(headers.get(name, "")):
+        if _DELIVERY.match(headers.get(name, "")) and not headers[name].startswith(NAMELESS):
             return headers[name]
-    return "sha256:" + hashlib.sha256(body).hexdigest()
+    return NAMELESS + hashlib.sha256(body).hexdigest()
 
 
 def check_proof(headers: Mapping[str, str], forge: str, body: bytes, secret: str, *, at: float) -> None:
