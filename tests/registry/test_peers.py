@@ -338,3 +338,24 @@ def test_full_disk_is_one_clear_line_and_leaves_nothing(docker_registry, environ
     assert result.returncode == 255
     assert "no space left" in result.stderr
     assert "x.sif" not in result.stdout
+
+
+@pytest.mark.registry
+@pytest.mark.root
+@pytest.mark.usefixtures("root_only")
+def test_full_disk_of_the_target_is_named_and_the_cache_keeps_the_image(docker_registry, environ, tmp_path, tool):
+    host, _ = docker_registry()
+    send(host, [gz(("big", os.urandom(6_000_000)))])
+    environ["SINGULARITY_NOHTTPS"] = "1"
+    small = tmp_path / "small"
+    small.mkdir()
+    reference = f"docker://{host}/a/b:1"
+    script = (
+        f"mount -t tmpfs -o size=4m none {small}; {SINGULARITY} -q pull {small}/x.sif {reference}; code=$?; "
+        f"ls -A {small}; exit $code"
+    )
+    words = [tool("unshare"), "-m", "sh", "-c", script]
+    result = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 255 and result.stdout == ""
+    assert result.stderr == f"FATAL:   {small}/x.sif: no space left in {small}\n"
+    assert "from the cache" in run("pull", tmp_path / "x.sif", reference, env=environ).stderr

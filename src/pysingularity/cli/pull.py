@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from pysingularity import messages
 from pysingularity.cli.options import TEXT, Arguments, Option
-from pysingularity.errors import UsageError, UserError
+from pysingularity.errors import HostError, UsageError, UserError
 
 USAGE = "[OUT] REFERENCE"
 COUNT = (1, 2)
@@ -175,8 +176,12 @@ def place(path: str, target: str, *, temporary: bool) -> None:
         os.rename(new, target)
         if os.path.lexists(new):  # target was already this very file: POSIX then renames nothing
             os.unlink(new)
-    except BaseException:
+    except BaseException as error:
         if os.path.lexists(new):
             os.unlink(new)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HostError(
+                "disk-full", f"{target}: no space left in {os.path.dirname(os.path.abspath(target))}"
+            ) from None
         raise
     sync_folder(os.path.dirname(target) or ".")
