@@ -78,7 +78,7 @@ def measure(argv: list[str], env: dict[str, str], who: dict[str, int]) -> dict[s
 
     def watch() -> None:
         nonlocal peak
-        while not over.wait(0.1):
+        while not over.wait(0.25):
             peak = max(peak, sum(memory(pid) for pid in descendants(process.pid)))
 
     watcher = threading.Thread(target=watch)
