@@ -8,6 +8,7 @@
         tag/KEY                   what a tag pointed to, and when
         layer/KEY                 where a layer's compressed files lie in which image (`registry.reuse`)
         partial/KEY               downloads that were cut; they are continued
+        packages/, mounts/, logs/ packages that agents fetched, caches of RUN --mount, logs of builds
         lock/KEY                  one lock a key
 
 Everything appears by rename, whole or not at all. A file is used when size, inode and time are those of its record;
@@ -32,8 +33,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-#: Kinds of entries: the folder's name and what `cache list` calls them.
-KINDS = ("image", "blob", "layer", "tag", "partial")
+#: What builds keep beside images, and the folder that it is in.
+FOLDERS = {"package": "packages", "mount": "mounts", "log": "logs"}
+#: Kinds of entries with folders of their names, and all that `cache list` knows.
+OWN = ("image", "blob", "layer", "tag", "partial")
+KINDS = (*OWN, *FOLDERS)
 #: How long a lock made of a hard link may go without a heartbeat, in seconds.
 STALE = 60.0
 #: Seconds that an entry in use a moment ago is safe from cleaning for space.
@@ -174,7 +178,7 @@ class Cache:
             return None
         cache = cls(cache_folder(environ), limit_of(environ))
         try:
-            for kind in (*KINDS, "lock"):
+            for kind in (*OWN, "lock"):
                 _make_folders(os.path.join(cache.folder, kind))
         except OSError as error:
             messages.warning(f"Cache disabled - cannot make {error.filename or cache.folder}: {error.strerror}")
@@ -328,6 +332,8 @@ class Cache:
 
     def in_work(self, entry: Entry) -> bool:
         """Return whether another process is making an unfinished file right now."""
+        if entry.kind == "mount":
+            return _locked(entry.path + ".lock")
         if entry.kind != "partial":
             return False
         name = os.path.basename(entry.path)
@@ -340,7 +346,10 @@ class Cache:
         """Yield what the cache holds."""
         names = self._names()
         for kind in kinds:
-            top = os.path.join(self.folder, kind)
+            top = os.path.join(self.folder, FOLDERS.get(kind, kind))
+            if kind == "mount":
+                yield from _mounts(top)
+                continue
             for path in _files(top):
                 relative = os.path.relpath(path, top)
                 if path.endswith((".record", ".new")) and kind == "image":
@@ -651,6 +660,34 @@ def _touch(path: str, status: os.stat_result) -> None:
             os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
         except OSError:  # somebody else's shared cache
             pass
+
+
+def _locked(path: str) -> bool:
+    """Return whether somebody holds flock(2) on a file."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _mounts(top: str) -> Iterator[Entry]:
+    """Yield the folders that programs of builds keep things in: each is one entry."""
+    try:
+        names = sorted(os.listdir(top))
+    except OSError:
+        return
+    for name in names:
+        path = os.path.join(top, name)
+        if not name.endswith(".lock") and os.path.isdir(path):
+            # What belongs to other ids may not be looked into, and is not counted.
+            yield Entry("mount", name, path, sum(_size(one) for one in _files(path)), _used(path), [])
 
 
 def _files(top: str) -> Iterator[str]:

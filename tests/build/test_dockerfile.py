@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import hashlib
+import http.server
 import io
 import json
 import subprocess
 import tarfile
+import threading
 
 import pytest
 
@@ -230,8 +234,16 @@ def test_mounts_leave_nothing_and_secrets_are_in_no_file(user, image):
     result = user(["grep", "-rl", "-e", "s3cr3t", str(user.tmp / "cache"), str(user.tmp / "x.sif")])
     assert result.stdout == ""
     assert user(["grep", "-c", "s3cr3t", "token"]).stdout == "1\n"
+    listed = json.loads(user(["singularity", "cache", "list", "--json", "--type", "mount"], check=True).stdout)
+    assert len(listed["entries"]) == 1
     # The same secret is not asked for again, and another one changes no step.
     assert {status for title, status in statuses(user) if "RUN" in title} == {"cached"}
+
+
+def test_caches_of_mounts_can_be_cleaned(user, image):
+    build(user, f"FROM {image}\nRUN --mount=type=cache,target=/c mkdir /c/d && echo x > /c/d/x && chown -R 5:6 /c/d\n")
+    user(["singularity", "cache", "clean", "--force", "--type", "mount"], check=True)
+    assert not [path for path in (user.tmp / "cache/cache/mounts").iterdir() if path.suffix != ".lock"]
 
 
 def test_triggers_of_the_base_are_followed_and_count_for_the_cache(user, registry):
@@ -263,6 +275,27 @@ def test_add_unpacks_archives_and_copy_does_not(user, image, tmp_path):
         "/c:",
         "t.tar.xz",
     ]
+
+
+def test_add_fetches_and_checks(user, image):
+    data = b"fetched" * 1000
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(user.tmp))
+    user.write("served.bin", data)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}/served.bin"
+        right = hashlib.sha256(data).hexdigest()
+        user.environ["no_proxy"] = "127.0.0.1"
+        build(user, f"FROM {image}\nADD --checksum=sha256:{right} --chmod=644 {address} /a/\nADD {address} /b\n")
+        assert inside(user, "stat", "-c", "%a %s", "/a/served.bin", "/b") == "644 7000\n600 7000\n"
+        wrong = build(user, f"FROM {image}\nADD --checksum=sha256:{'0' * 64} {address} /a/\n", fails=True)
+        assert "Dockerfile:2" in wrong.stderr and "refused" in wrong.stderr
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_image_without_steps_takes_over_the_blocks_of_its_base(user, image):

@@ -11,6 +11,10 @@ from pysingularity.cli.cache_list import TYPE, kinds_of, opened, row
 from pysingularity.cli.options import TEXT, Arguments, Option
 from pysingularity.errors import UsageError, UserError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pysingularity.cache import Cache, Entry
+
 USAGE = "[REFERENCE…]"
 COUNT = (0, None)
 HELP = """\
@@ -67,7 +71,7 @@ def run(arguments: Arguments, environ: dict[str, str]) -> int:
         if arguments.dry_run:
             messages.info(f"would remove {entry.kind} {entry.key} ({size(entry.size)})")
         else:
-            freed += cache.remove(entry)
+            freed += _remove(cache, entry, environ)
     if not arguments.dry_run:
         cache.sweep()
     if arguments.json:
@@ -78,3 +82,15 @@ def run(arguments: Arguments, environ: dict[str, str]) -> int:
         verb = "would be removed" if arguments.dry_run else "removed"
         messages.info(f"{len(chosen)} entries {verb}, {size(total if arguments.dry_run else freed)} freed")
     return 0
+
+
+def _remove(cache: Cache, entry: Entry, environ: dict[str, str]) -> int:
+    """Remove an entry; the caches of RUN --mount may belong to subordinate ids."""
+    if entry.kind != "mount":
+        return cache.remove(entry)
+    if cache.in_work(entry):
+        return 0
+    from pysingularity.cli.rm import remove
+
+    remove(entry.path, environ)
+    return entry.size

@@ -22,7 +22,13 @@ file system shares its bytes with that file, and is counted here all the same.
 """
 #: Names of kinds in other implementations.
 OTHER_NAMES = {"oci": "image", "oci-tmp": "image", "library": "image", "shub": "image", "oras": "image"}
-TYPE = Option("type", "Only these kinds: image, blob, layer, tag, partial, all", short="T", kind=LIST, metavar="KIND")
+TYPE = Option(
+    "type",
+    "Only these kinds: image, blob, layer, tag, partial, package, mount, log, all",
+    short="T",
+    kind=LIST,
+    metavar="KIND",
+)
 OPTIONS = (
     TYPE,
     Option("verbose", "List every entry", short="v"),
