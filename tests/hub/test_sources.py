@@ -495,6 +495,16 @@ def test_repository_that_is_too_big_is_refused_and_forgotten(repository: Reposit
         pytest.fail("a repository beyond the limit was taken")
 
 
+def test_passwords_of_addresses_are_in_no_complaint(tmp_path: Path):
+    settings = SourceSettings(protocols=["https"], time_limit=20)
+    mirror = Mirror(tmp_path / "mirror.git", "https://me:hush%40hush@127.0.0.1:9/lab/tools.git", settings)
+    with pytest.raises(GitError) as caught:
+        mirror.fetch()
+    assert "127.0.0.1:9/lab/tools.git" in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert "me:" not in str(caught.value)
+
+
 def test_git_that_hangs_is_ended(repository: Repository, tmp_path: Path):
     program = tmp_path / "git"
     program.write_text("#!/bin/sh\nsleep 60 & sleep 60\n")

@@ -32,6 +32,7 @@ from pysingularity.hub.engines.base import Engine, secrets_of, specification
 from pysingularity.hub.engines.sweep import sweep
 from pysingularity.hub.errors import HubError
 from pysingularity.hub.models import Build, Image
+from pysingularity.hub.sources.git import public_text
 from pysingularity.hub.storage.base import Digests
 from pysingularity.hub.storage.quota import need_room
 from pysingularity.recipe.parser import parse
@@ -186,7 +187,7 @@ class Run:
             self.folder.mkdir(mode=0o700, parents=True)
             mirror = mirror_of(self.hub, build.collection)
             if not mirror.has(build.commit):
-                log.line(f"Fetching {build.collection.git_url}")
+                log.line(f"Fetching {public_text(build.collection.git_url)}")
                 mirror.fetch()
             if not mirror.has(build.commit):
                 raise Failed("failed", "no-such-commit", f"the repository no longer has the commit {build.commit}")

@@ -22,6 +22,7 @@ from pysingularity.hub.errors import Invalid, NotFound
 from pysingularity.hub.settings import SourceSettings
 
 SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
 #: Transports that git may have at all.
 PROTOCOLS = ("https", "http", "ssh", "git", "file")
 _TRUSTING = Path(__file__).with_name("trusting.gitconfig")
@@ -58,8 +59,19 @@ _CONFIG = {
 }
 
 
+def public_text(text: str) -> str:
+    """Return a text without the names and passwords of addresses in it."""
+    return _CREDENTIALS.sub("", text)
+
+
 class GitError(Invalid):
-    """git said no: the repository cannot be reached, is too big, or is not what it was said to be."""
+    """git said no: the repository cannot be reached, is too big, or is not what it was said to be.
+
+    Addresses lose their passwords: the words reach exchanges and pages of builds, which others read.
+    """
+
+    def __init__(self, id: str, message: str, *, hint: str = "") -> None:  # noqa: A002
+        super().__init__(id, public_text(message), hint=hint)
 
 
 def check_url(url: str, settings: SourceSettings, *, approved: bool = False) -> str:
@@ -92,7 +104,7 @@ def check_url(url: str, settings: SourceSettings, *, approved: bool = False) -> 
     if scheme not in settings.protocols:
         raise Invalid(
             "forbidden-transport",
-            f"{url}: this hub does not use the transport {scheme}",
+            f"{public_text(url)}: this hub does not use the transport {scheme}",
             hint=f"allowed are {', '.join(settings.protocols)} (sources.protocols); an administrator may use any",
         )
     if scheme == "file":
