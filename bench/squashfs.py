@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write and unpack squashfs images of a folder, against mksquashfs and unsquashfs in the same minutes.
+"""`singularity build` from a folder and into one, against mksquashfs and unsquashfs in the same minutes.
 
-    python bench/squashfs.py FOLDER [--runs N] [--scratch FOLDER]
+    python bench/squashfs.py                    makes a Debian tree and a Python tree first (some minutes, 5 GB)
+    python bench/squashfs.py FOLDER...          uses folders that are there
+    python bench/squashfs.py --only debian --runs 5 --level 15
 
-A Debian root file system and a large Python environment are the folders that the figures in the documentation are of.
-Every program starts from a warm cache and ends with the data handed to the kernel (no fsync), so that disks do not
-count. Needs squashfs-tools.
+Started by root it works as an ordinary user. Everything starts from a warm cache; ours ends with an fsync, the peers
+do not. Needs squashfs-tools.
 """
 
 from __future__ import annotations
@@ -18,89 +19,77 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import Series, interleave, table
-
-from pysingularity.image.tree import scan_directory, store_tree
-from pysingularity.squashfs.reader import SquashfsImage
-from pysingularity.squashfs.unpack import unpack
-from pysingularity.squashfs.writer import SquashfsWriter
-
-
-def write(folder: str, target: str, compression: str, level: str) -> None:
-    fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-    root = scan_directory(folder)
-    with SquashfsWriter(fd, compression=compression, level=int(level) if level else None) as writer:
-        store_tree(writer, root)
-        writer.finish(root)
-
-
-def extract(source: str, target: str) -> None:
-    unpack(SquashfsImage(os.open(source, os.O_RDONLY)), target)
-
-
-def listing(source: str) -> None:
-    print(sum(1 for _ in SquashfsImage(os.open(source, os.O_RDONLY)).walk()))
-
-
-def fresh(path: Path):
-    return lambda: (shutil.rmtree(path, ignore_errors=True), path.unlink(missing_ok=True) if path.is_file() else None)
+from common import Series, drop_privileges, interleave, table
+from trees import TREES
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    options.add_argument("folder", type=Path)
+    """Parse, make trees, measure each."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("folders", nargs="*", type=Path)
+    options.add_argument("--only", choices=TREES, help="make and measure one of the trees")
     options.add_argument("--runs", type=int, default=3)
-    options.add_argument("--scratch", type=Path, help="where images and folders are made")
-    options.add_argument("--level", default="15", help="of zstd, for both")
+    options.add_argument("--level", default="3", help="of zstd, for both")
+    options.add_argument("--scratch", default="/var/tmp", help="where trees and images are made")
+    options.add_argument("--singularity", default=shutil.which("singularity"))
+    options.add_argument("--user", default="pysing")
     given = options.parse_args()
     for program in ("mksquashfs", "unsquashfs"):
         if not shutil.which(program):
             sys.exit(f"needs {program} (squashfs-tools)")
+    if not given.singularity:
+        sys.exit("no singularity on PATH; name it with --singularity")
+    drop_privileges(given.user)
     scratch = Path(tempfile.mkdtemp(prefix="bench-squashfs-", dir=given.scratch))
     try:
-        measure(given.folder, scratch, given.runs, given.level)
+        for name in [given.only] if given.only else [] if given.folders else TREES:
+            TREES[name](scratch / name, given.singularity)
+            given.folders.append(scratch / name)
+        for folder in given.folders:
+            measure(folder, scratch, given.runs, given.level, given.singularity)
     finally:
+        subprocess.run([given.singularity, "rm", "--force", scratch / "ours"], check=False, capture_output=True)
         subprocess.run(["rm", "-rf", scratch], check=True)
 
 
-def measure(folder: Path, scratch: Path, runs: int, level: str) -> None:
-    us = [sys.executable, __file__]
-    images = {name: scratch / name for name in ("mk-gzip", "our-gzip", "mk-zstd", "our-zstd")}
-    common = ["-no-progress", "-quiet", "-noappend"]
+def measure(folder: Path, scratch: Path, runs: int, level: str, singularity: str) -> None:
+    """Print the tables of one folder."""
+    count = sum(len(names) + len(files) for _, names, files in os.walk(folder))
+    size = int(subprocess.run(["du", "-sm", folder], capture_output=True, text=True, check=True).stdout.split()[0])
+    print(f"\n{folder.name}: {count} entries, {size} MiB")
+    images = {name: scratch / name for name in ("mk-gzip", "our-gzip.sif", "mk-zstd", "our-zstd.sif")}
+    common = ["-no-progress", "-quiet", "-noappend", "-all-root"]
     zstd = ["-comp", "zstd", "-Xcompression-level", level]
+    build = [singularity, "-q", "build", "--force"]
+    ours_zstd = [*build, "--mksquashfs-args", " ".join(zstd), images["our-zstd.sif"], folder]
     writing = [
         Series("mksquashfs (gzip 9)", ["mksquashfs", folder, images["mk-gzip"], *common]),
-        Series("ours, gzip", [*us, "--write", folder, images["our-gzip"], "gzip", ""]),
+        Series("build x.sif", [*build, images["our-gzip.sif"], folder]),
         Series(f"mksquashfs, zstd {level}", ["mksquashfs", folder, images["mk-zstd"], *common, *zstd]),
-        Series(f"ours, zstd {level}", [*us, "--write", folder, images["our-zstd"], "zstd", level]),
+        Series(f"build x.sif, zstd {level}", ours_zstd),
     ]
     interleave(writing, runs, warmup=0)
-    print(f"writing {folder}")
     table(writing[:2], base=writing[0].name)
     table(writing[2:], base=writing[2].name)
     for kind in ("gzip", "zstd"):
-        theirs, ours = images[f"mk-{kind}"].stat().st_size, images[f"our-{kind}"].stat().st_size
+        theirs, ours = images[f"mk-{kind}"].stat().st_size, images[f"our-{kind}.sif"].stat().st_size
         print(f"size, {kind}: {ours / 1e6:.1f} MB, {ours / theirs:.4f} of mksquashfs ({theirs / 1e6:.1f} MB)")
-    out, other = scratch / "out", scratch / "other"
-    image = images["our-gzip"]
+    ours, other = scratch / "ours", scratch / "theirs"
+
+    def clear() -> None:
+        subprocess.run([singularity, "-q", "rm", "--force", ours], check=False, capture_output=True)
+        subprocess.run(["rm", "-rf", ours, other], check=True)
+        os.sync()  # or one would wait for the other's data to reach the disk
+
+    unsquash = ["unsquashfs", "-no-progress", "-quiet", "-no-exit-code", "-d", other, images["mk-gzip"]]
     reading = [
-        Series("unsquashfs", ["unsquashfs", "-no-progress", "-quiet", "-d", other, image], before=fresh(other)),
-        Series("ours", [*us, "--extract", image, out], before=fresh(out)),
+        Series("unsquashfs", unsquash, before=clear),
+        Series("build --sandbox", [*build, "--sandbox", ours, images["our-gzip.sif"]], before=clear),
     ]
     interleave(reading, runs)
-    print(f"\nunpacking {image.name}")
     table(reading, base="unsquashfs")
-    walking = [Series("list all inodes", [*us, "--list", image])]
-    interleave(walking, runs)
-    table(walking, unit=1000)
+    clear()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--write"]:
-        write(*sys.argv[2:])
-    elif sys.argv[1:2] == ["--extract"]:
-        extract(*sys.argv[2:])
-    elif sys.argv[1:2] == ["--list"]:
-        listing(*sys.argv[2:])
-    else:
-        main()
+    main()
