@@ -219,6 +219,8 @@ RUN --mount=type=secret,id=token --mount=type=secret,id=var,env=VAR x=$(cat /run
     [ ${{#x}} = 6 ] && [ "$VAR" = hidden ]
 RUN --mount=type=bind,target=/ctx --mount=type=bind,from={image},source=/etc,target=/other,rw \\
     cat /ctx/part > /bound && [ ! -e /ctx/sub/skip.log ] && touch /other/x && ! touch /ctx/y
+WORKDIR /work
+RUN --mount=type=bind [ "$(cat part)" = A ] && ! touch here
 RUN --network=none true
 """
 
@@ -229,7 +231,7 @@ def test_mounts_leave_nothing_and_secrets_are_in_no_file(user, image):
     user.environ["HIDDEN"] = "hidden"
     build(user, MOUNTS.format(image=image), *words)
     assert inside(user, "cat", "/seen", "/bound") == "x\nA\n"
-    found = inside(user, "/bin/sh", "-c", "ls -d /cache /memory /run/secrets /ctx /other 2>/dev/null; true")
+    found = inside(user, "/bin/sh", "-c", "ls -d /cache /memory /run/secrets /ctx /other /work/* 2>/dev/null; true")
     assert found == ""
     result = user(["grep", "-rl", "-e", "s3cr3t", str(user.tmp / "cache"), str(user.tmp / "x.sif")])
     assert result.stdout == ""

@@ -79,7 +79,7 @@ def _regex(pattern: str) -> str:
             at += 1
         elif sign == "[" and (end := pattern.find("]", at + 1)) > 0:
             inner = pattern[at:end].replace("\\", "\\\\").replace("[", "\\[")
-            inner = "^" + inner[1:] if inner[0] in "^!" else inner
+            # Only ^ turns a set around here; an exclamation mark is a sign like others.
             found.append(f"(?!/)[{inner}]")
             at = end + 1
         else:

@@ -126,7 +126,9 @@ class Mounts:
             uid, gid = int(options.get("uid", "0")), int(options.get("gid", "0"))
             builder.way.owners.set(folder, uid, gid)
             os.chmod(folder, int(options.get("mode", "0755"), 8))
-        return launch.Mount(launch.BIND, target, source=folder, required=True, readonly="ro" in options)
+        return launch.Mount(
+            launch.BIND, target, source=folder, required=True, readonly=options.get("ro", "false") != "false"
+        )
 
     def _lock(self, path: str, sharing: str) -> bool:
         """Keep others out of a cache; return False when somebody else has it and another folder will do."""
@@ -162,7 +164,7 @@ class Mounts:
                 self._folders.append(path)
                 with TreeCopier(path, builder.way.owners) as copier:
                     copier.take(files, found[0], "/", into=True, exclude=Ignore())
-        target = self._target(options)
+        target = self._state.place(options.get("target", "."))
         return launch.Mount(launch.BIND, target, source=path, readonly=not writable, required=True)
 
     def _note_missing(self, target: str) -> None:

@@ -244,7 +244,7 @@ def mounts(one: Instruction, file: Dockerfile) -> list[dict[str, str]]:
         if kind == "cache" and (options.get("from") or options.get("source")):
             hint = "copy the beginnings with COPY, and keep the cache for what is downloaded"
             raise one.wrong("--mount=type=cache: from and source are not there yet", file.file, word=text, hint=hint)
-        if kind != "secret" and not options.get("target"):
+        if kind in ("cache", "tmpfs") and not options.get("target"):
             raise one.wrong(f"--mount=type={kind} needs target=FOLDER", file.file, word=text)
         if kind == "secret" and not (options.get("id") or options.get("target")):
             raise one.wrong("--mount=type=secret needs id=NAME", file.file, word=text)
