@@ -339,8 +339,8 @@ def test_head_says_what_get_would_send(server: Server, hub: Hub, tmp_path: Path)
 
 
 def test_pages_of_the_contract_are_there(server: Server, hub: Hub, tmp_path: Path):
-    one = put_image(hub, make_sif(tmp_path / "a.sif", "one"), "lab/tools", tags=["1"])
-    two = put_image(hub, make_sif(tmp_path / "b.sif", "two"), "lab/tools", tags=["2"])
+    one = put_image(hub, make_sif(tmp_path / "a.sif", "one"), "lab/tools", tags=["v1"])
+    two = put_image(hub, make_sif(tmp_path / "b.sif", "two"), "lab/tools", tags=["987654"])
     build = put_build(hub, log=b"==> A\nline\n")
     for path in (
         "/",
@@ -350,7 +350,7 @@ def test_pages_of_the_contract_are_there(server: Server, hub: Hub, tmp_path: Pat
         f"/lab/tools/builds/{build}",
         f"/lab/tools/images/{one.id}",
         f"/lab/tools/compare/{one.id}...{two.id}",
-        "/lab/tools/compare/1...2",
+        "/lab/tools/compare/v1...987654",
         "/api",
         "/api/v1",
     ):
@@ -359,7 +359,7 @@ def test_pages_of_the_contract_are_there(server: Server, hub: Hub, tmp_path: Pat
         assert answer.headers["Content-Type"].startswith("text/html")
         twin = server.get(path, token="", headers={"Accept": "application/json"})
         assert isinstance(twin.json, dict), path
-    for path in ("/badge/lab/tools.svg", "/badge/lab/tools:1.svg", "/badge/lab/tools.svg?show=size"):
+    for path in ("/badge/lab/tools.svg", "/badge/lab/tools:v1.svg", "/badge/lab/tools.svg?show=size"):
         answer = server.get(path, token="")
         assert answer.headers["Content-Type"] == "image/svg+xml"
         assert answer.text.startswith("<svg")

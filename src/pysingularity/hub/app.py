@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
+import sqlalchemy as sa
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -80,6 +81,7 @@ def make_app(hub: Hub) -> FastAPI:
     for router in (signing.router, steering.router, forms.router, views.router):
         app.include_router(router)
     app.add_exception_handler(SingularityError, _our_error)
+    app.add_exception_handler(sa.exc.DataError, _data_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_middleware(Front)
@@ -101,6 +103,12 @@ def _our_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HubError):
         return doors.refusal(request, error.status, error.id, error.message, hint=error.hint, headers=error.headers)
     return doors.refusal(request, 422, error.id, str(error))
+
+
+def _data_error(request: Request, error: Exception) -> Response:
+    # What PostgreSQL cannot hold (a NUL in a text) SQLite can, and finds nothing of that name.
+    assert isinstance(error, sa.exc.DataError)
+    return doors.refusal(request, 400, "wrong-value", "a value holds characters that no name or text here can have")
 
 
 def _http_error(request: Request, error: Exception) -> Response:

@@ -136,6 +136,8 @@ def _owner(session: Session, user: User, owner: str, *, admin: bool) -> tuple[in
 def find_collection(session: Session, owner: str, name: str) -> Collection | None:
     """Return a collection by its name or an earlier name; None when there is none."""
     key = (owner.lower(), name.lower())
+    if not PART.match(owner) or not PART.match(name):
+        return None
     found = session.scalar(sa.select(Collection).where(Collection.owner == key[0], Collection.name == key[1]))
     if found is None:
         found = session.scalar(

@@ -430,7 +430,9 @@ def compare_page(owner: str, name: str, pair: str, request: Request, hub: TheHub
 def _number(session: Session, collection: Collection, text: str) -> int:
     """Return the number of an image named by number, tag or digest."""
     if text.isascii() and text.isdigit() and len(text) < 19:
-        return int(text)
+        image = session.get(Image, int(text))
+        if image is not None and image.container.collection_id == collection.id:
+            return image.id  # else it may be a tag, which may be a number as well
     if len(text) in (32, 40, 64) and all(letter in "0123456789abcdef" for letter in text):
         return find_image(session, collection, digest=text).id
     return find_image(session, collection, tag=text).id
