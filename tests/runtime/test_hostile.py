@@ -187,10 +187,16 @@ def test_interrupt_at_every_stage_ends_everything(as_user, image, delay, options
     if b"Python" not in complaint and complaint.count(b"File ") != 1:
         assert child.returncode in (-signal.SIGINT, 130, 255), complaint
         assert b"Traceback" not in complaint
-    time.sleep(0.1)
+    deadline = time.monotonic() + 10  # the server notices the end of its mount
+    while mine := _session(child.pid):
+        assert time.monotonic() < deadline, mine
+        time.sleep(0.05)
+
+
+def _session(number):
+    """Return what still runs of a session."""
     left = subprocess.run(["ps", "-eo", "sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
-    mine = [line for line in left.splitlines() if line.split()[0] == str(child.pid) and "Z" not in line.split()[1]]
-    assert mine == []
+    return [line for line in left.splitlines() if line.split()[0] == str(number) and "Z" not in line.split()[1]]
 
 
 def test_a_program_in_a_damaged_place_is_told_as_damage(sing, box, squash, fuse):

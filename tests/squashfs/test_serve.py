@@ -172,3 +172,26 @@ def test_damage_in_one_place_leaves_the_rest_readable(image, mounted, tmp_path):
     assert -1 in outcomes.values()
     assert outcomes["sparse"] in (3 << 20, -1)
     assert os.readlink(top / "link") == "a/b"
+
+
+def test_server_has_a_process_group_of_its_own_in_the_session_of_its_user(image, tmp_path):
+    """Keys of the terminal do not reach it, and the scheduler counts it to the session it works for."""
+    target = tmp_path / "mounted"
+    target.mkdir()
+    pending = serve(str(image), 0, 0, (0, 0), squash=False)
+    pending.mount(str(target))
+    try:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                files = [os.readlink(one) for one in (folder / "fd").iterdir()]
+            except OSError:
+                continue
+            if str(image) in files and (folder / "comm").read_text() == "singularity-fs\n":
+                found.append((int(fields[2]), int(fields[3])))
+        assert [session for _, session in found] == [os.getsid(0)] * len(found)
+        assert found and os.getpgrp() not in [group for group, _ in found]
+    finally:
+        mounts.unmount(str(target))
+        pending.close()

@@ -100,8 +100,13 @@ def serve(
 
 
 def _alone(*keep: int) -> None:
-    """Be alone in a session, without a terminal, a folder, or anybody else's descriptors."""
-    posix.setsid()
+    """Be alone in a process group, without a folder or anybody else's descriptors.
+
+    A group of its own gets no key of the terminal. A session of its own would cost much on a busy machine: the kernel
+    shares processor time out by sessions first (sched(7), "autogroup"), and a program and its image's server take turns
+    all the time; within one session each wakes the other without waiting for its session's turn.
+    """
+    posix.setpgid(0, 0)
     posix.chdir("/")
     null = posix.open("/dev/null", posix.O_RDWR)
     for number in (0, 1, 2):
