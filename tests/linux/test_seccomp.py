@@ -14,7 +14,7 @@ from pysingularity.linux.seccomp import ALLOW, ERRNO, NOTIFY, Rule, assemble
 from pysingularity.linux.syscalls import ARCHITECTURES
 
 #: Calls that go through socketcall in the judge's table: it predates their own numbers.
-OWN_NUMBERS = {"getsockopt"}
+OWN_NUMBERS = {"getsockopt", "socket"}
 #: The generic name for a call that two architectures call differently.
 OTHER_NAME = {("arm", "sync_file_range"): "arm_sync_file_range", ("ppc64le", "sync_file_range"): "sync_file_range2"}
 EACH = [one for group in ARCHITECTURES.values() for one in group]
