@@ -21,10 +21,10 @@ pytest.importorskip("sqlalchemy", reason="needs the hub extra: pip install '.[hu
 
 import sqlalchemy as sa
 
-from conftest import User
 from pysingularity.hub.context import Hub
 from pysingularity.hub.models import Collection
 from pysingularity.hub.settings import load_settings, make_data_folder
+from users import User
 
 from .shelf import run
 from .world import BUILDER, Repository, Server

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import User
+from users import User
 
 from .conftest import make_data
 from .shelf import SINGULARITY, run

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from conftest import User
+from users import User
 
 from .shelf import SINGULARITY
 from .test_real_builds import server, user

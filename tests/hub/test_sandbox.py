@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import User, _has_subids
+from users import User, has_subids
 
 from .conftest import make_data, started
 from .world import RECIPE, Repository, Server, wait_for
@@ -68,9 +68,9 @@ def hub_of(request: pytest.FixtureRequest, user_space: Path) -> Iterator[Server]
         account = pwd.getpwnam(name) if root else pwd.getpwuid(os.getuid())
     except KeyError:
         pytest.skip(f"no user {name} on this machine (scripts/test makes it when started as root)")
-    if request.param == "subuid" and not _has_subids(account.pw_name):
+    if request.param == "subuid" and not has_subids(account.pw_name):
         pytest.skip(f"user {account.pw_name} has no range in /etc/subuid")
-    if request.param == "plain" and _has_subids(account.pw_name):
+    if request.param == "plain" and has_subids(account.pw_name):
         pytest.skip(f"user {account.pw_name} has a range in /etc/subuid")
     user = User(account, user_space)
     data = make_data(user.tmp, LIMITS)

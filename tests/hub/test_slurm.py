@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import User
+from users import User
 
 from .conftest import make_data, started
 from .slurm import Cluster

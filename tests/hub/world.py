@@ -18,12 +18,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conftest import User as Account
 from pysingularity.hub.accounts.people import add_user
 from pysingularity.hub.accounts.rights import ALL_SCOPES, Principal
 from pysingularity.hub.catalog import add_collection
 from pysingularity.hub.context import Hub
 from pysingularity.hub.models import Collection, User
+from users import User as Account
 
 COMMAND = [sys.executable, "-m", "pysingularity.hub.command"]
 BUILDER = Path(__file__).parent / "builder.py"
