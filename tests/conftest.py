@@ -17,8 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from users import User, has_subids
+
+# How busy the machine is decides no test.
+settings.register_profile("workshop", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("workshop")
 
 
 def _account(name: str) -> pwd.struct_passwd:
