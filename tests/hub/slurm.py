@@ -34,7 +34,7 @@ SchedulerParameters=sched_min_interval=0,batch_sched_delay=0
 MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout=300
 KillWait=5
 MessageTimeout=10
 SlurmctldPort={ports[0]}
@@ -101,7 +101,7 @@ class Cluster:
         deadline = time.monotonic() + 60
         while (state := self.call("sinfo", "--noheader", "--partition=build", "--format=%T", check=False)) != "idle":
             assert time.monotonic() < deadline, (state, (self.folder / "ctld.log").read_text()[-2000:])
-            if "down" in state:
+            if "down" in state or "drain" in state:  # what a killed daemon leaves behind
                 self.call("scontrol", "update", f"nodename={self.host}", "state=resume", check=False)
             time.sleep(0.2)
 

@@ -50,6 +50,7 @@ def scratch() -> str:
 @pytest.fixture
 def server(cluster: Cluster, as_subuid_user: User, scratch: str) -> Iterator[Server]:
     """A hub of an ordinary user that builds on the cluster."""
+    cluster.ready()
     settings = f"""
 [builds.slurm]
 partition = "other"
@@ -80,13 +81,16 @@ def repository(as_subuid_user: User) -> Repository:
     return Repository(as_subuid_user.tmp / "repository", as_subuid_user)
 
 
-def in_state(server: Server, number: int, *states: str, seconds: float = 30.0) -> dict:
+def in_state(server: Server, number: int, *states: str, seconds: float = 60.0) -> dict:
     def look() -> dict | None:
         build = server.get(f"/api/v1/builds/{number}").json
         assert build["state"] in states or build["finished_at"] is None, (build, server.log(number))
         return build if build["state"] in states else None
 
-    return wait_for(look, seconds, f"build {number} to be {states}")
+    try:
+        return wait_for(look, seconds, f"build {number} to be {states}")
+    except AssertionError as error:
+        raise AssertionError(server.get(f"/api/v1/builds/{number}").json, server.log(number)) from error
 
 
 def test_build_runs_as_a_job_with_what_the_settings_ask_for(cluster: Cluster, server: Server, repository: Repository):
