@@ -6,10 +6,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from pysingularity.squashfs.reader import SquashfsImage
 
 pytestmark = pytest.mark.rootless
 
@@ -208,3 +211,20 @@ def test_a_program_in_a_damaged_place_is_told_as_damage(sing, box, squash, fuse)
     result = sing("exec", path, "true", timeout=30)
     assert result.returncode == 255
     assert "Input/output error" in result.stderr and "the image is damaged there" in result.stderr
+
+
+def test_damage_met_by_a_running_program_is_one_line(sing, as_user, box, squash, fuse):
+    """The program only sees an input/output error, or dies of SIGBUS; the server says what is wrong with what."""
+    (box / "text").write_text("".join(f"{number}\n" for number in range(100000)))
+    path = squash(box)
+    with open(path, "r+b") as file:
+        image = SquashfsImage(file.fileno())
+        file.seek(image.lookup("text").start + 10)
+        file.write(bytes(100))
+    words = ["singularity", "exec", str(path), "md5sum", "/text"]
+    result = as_user([sys.executable, "-c", f"import pty; print('status', pty.spawn({words}) >> 8)"])
+    lines = result.stdout.splitlines()
+    assert "status 1" in lines, lines
+    told = [line for line in lines if "ERROR:" in line]
+    assert len(told) == 1
+    assert f"{path}: damaged squashfs image" in told[0]

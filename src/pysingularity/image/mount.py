@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import posix
 
+from pysingularity import messages
 from pysingularity.errors import HostError, ImageError
 from pysingularity.linux import fuse
 from pysingularity.linux.loop import attach
@@ -17,6 +18,10 @@ from pysingularity.linux.mounts import MS_NODEV, MS_NOSUID, MS_RDONLY, mount
 from pysingularity.linux.process import close_others, set_dumpable, set_name
 from pysingularity.squashfs.reader import SquashfsImage
 from pysingularity.squashfs.serve import Server
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KIND = "singularity"
 _ENOTCONN = 107
@@ -90,13 +95,43 @@ def serve(
             try:
                 if program:
                     _serve_by(program, offset, device, file, wait)
-                _serve(Server(image, inside if squash else None), device, file, wait)
+                _serve(Server(image, inside if squash else None, complain=_teller()), device, file, wait)
             finally:
                 posix._exit(1)
         posix._exit(0)
     posix.close(wait)
     posix.close(file)
     return Pending(path, device, go, child, inside)
+
+
+def _teller() -> Callable[[str], None] | None:
+    """Return what tells of damage on the terminal, where standard error is one; it is opened anew then.
+
+    Kept open, it would let those wait who wait for its end (a login that ends, a program that reads it), as the readers
+    of pipes do. Files have a position that is shared with the program's own lines. Both get no word.
+    """
+    try:
+        if not posix.isatty(2):
+            return None
+        known, path = posix.fstat(2), posix.readlink("/proc/self/fd/2")
+    except OSError:  # closed
+        return None
+
+    def tell(text: str) -> None:
+        try:
+            voice = posix.open(path, posix.O_WRONLY | posix.O_NOCTTY | posix.O_NOFOLLOW | posix.O_CLOEXEC)
+        except OSError:  # gone
+            return
+        found = posix.fstat(voice)
+        if (found.st_dev, found.st_ino) == (known.st_dev, known.st_ino):
+            silence = posix.dup(2)
+            posix.dup2(voice, 2)
+            messages.error(text)
+            posix.dup2(silence, 2)
+            posix.close(silence)
+        posix.close(voice)
+
+    return tell
 
 
 def _alone(*keep: int) -> None:

@@ -22,6 +22,8 @@ from . import layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .reader import Inode, SquashfsImage
 
 _EIO, _EINTR, _EAGAIN, _ENOENT, _ENODEV, _ENOSYS, _ERANGE, _ENODATA = 5, 4, 11, 2, 19, 38, 34, 61
@@ -54,10 +56,18 @@ class Server:
         image: the opened image.
         owner: (uid, gid) that every file is shown to belong to; None shows the stored ones.
         workers: how many processes may answer in all, once there is enough to do; 0 suits the machine.
+        complain: called with the first damage that is met; the programs themselves only see an input/output error.
     """
 
-    def __init__(self, image: SquashfsImage, owner: tuple[int, int] | None = None, *, workers: int = 0) -> None:
-        self.image, self.owner = image, owner
+    def __init__(
+        self,
+        image: SquashfsImage,
+        owner: tuple[int, int] | None = None,
+        *,
+        workers: int = 0,
+        complain: Callable[[str], None] | None = None,
+    ) -> None:
+        self.image, self.owner, self.complain = image, owner, complain
         self.workers = workers or min(len(posix.sched_getaffinity(0)), _MOST_WORKERS)
         self.has_xattrs = image.superblock.xattr_table != layout.NONE64
         self._attributes: dict[int, bytes] = {}
@@ -109,8 +119,11 @@ class Server:
             if operation is not None:
                 try:
                     answer = operation(node, view[40:size])
-                except SingularityError:  # the image is damaged there
+                except SingularityError as error:  # the image is damaged there
                     answer = -_EIO
+                    if self.complain is not None:
+                        self.complain(str(error))
+                        self.complain = None
                 except OSError as error:
                     answer = -(error.errno or _EIO)
                 except (ValueError, LookupError, ArithmeticError, MemoryError, TypeError):
