@@ -93,7 +93,7 @@ def test_nothing_is_left_of_the_helper(as_user, box, tool, tun):
     assert as_user(command).returncode == 0
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        left = subprocess.run(["pgrep", "-f", f"-t {port}:1"], capture_output=True, text=True, check=False).stdout
+        left = subprocess.run(["pgrep", "-f", "--", f"-t {port}:1"], capture_output=True, text=True, check=False).stdout
         if not left:
             break
         time.sleep(0.1)

@@ -88,6 +88,19 @@ def state(pid: int) -> str:
     return _stat(pid)[0].decode("ascii", "replace")
 
 
+def children(parent: int) -> list[int]:
+    """Return the pids of a process's children. (Not every kernel has proc(5)'s file "children".)"""
+    found = []
+    for name in posix.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if int(_stat(int(name))[1]) == parent:
+                    found.append(int(name))
+            except OSError:  # ended meanwhile
+                pass
+    return found
+
+
 def _stat(pid: int) -> list[bytes]:
     """Return the fields of /proc/PID/stat from the state on."""
     descriptor = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY)

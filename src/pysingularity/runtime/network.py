@@ -12,7 +12,15 @@ import posix
 
 from pysingularity.errors import HostError, UserError
 from pysingularity.linux.libc import call
-from pysingularity.linux.process import die_with_parent, restore_signals
+from pysingularity.linux.process import (
+    SIGKILL,
+    become_subreaper,
+    children,
+    close_others,
+    die_with_parent,
+    pidfd_open,
+    restore_signals,
+)
 
 _AF_INET, _SOCK_DGRAM, _SIOCSIFFLAGS = 2, 2 | 0o2000000, 0x8914
 _UP_AND_RUNNING = 0x41
@@ -68,11 +76,34 @@ class Connection:
             posix.close(self._ready)
             restore_signals()  # pasta refuses to start where SIGPIPE is ignored, as the interpreter has it
             if posix.read(wait, 1):
-                words = self.command(target)
-                status = posix.waitpid(posix.posix_spawn(words[0], words, posix.environ), 0)[1]
-                posix.write(ready, b"\0" if status == 0 else b"\1")
+                self._attend(target, ready)
         finally:
             posix._exit(0)
+
+    def _attend(self, target: int, ready: int) -> None:
+        """Run the helper, tell whether it works, and end it with the container: not every version notices that itself.
+
+        A process of its own does so, because the container's program must not find a child that it does not know.
+        """
+        end = pidfd_open(target)
+        if posix.fork():
+            return
+        import select
+
+        posix.setsid()  # a ^C is the program's
+        become_subreaper()  # helpers go to the background: this way they become our children again
+        words = self.command(target)
+        status = posix.waitpid(posix.posix_spawn(words[0], words, posix.environ), 0)[1]
+        posix.write(ready, b"\0" if status == 0 else b"\1")
+        nowhere = posix.open("/dev/null", posix.O_RDWR)
+        for standard in (0, 1, 2):  # whoever reads the program's output to its end must not wait for us
+            posix.dup2(nowhere, standard)
+        close_others((0, 1, 2, end))
+        poll = select.poll()
+        poll.register(end, select.POLLIN)
+        poll.poll()
+        for pid in children(posix.getpid()):
+            posix.kill(pid, SIGKILL)
 
     def command(self, target: int) -> list[str]:
         """Return the helper's command line; both helpers go to the background once the network works."""
