@@ -78,13 +78,30 @@ def _regex(pattern: str) -> str:
             found.append(re.escape(pattern[at]))
             at += 1
         elif sign == "[" and (end := pattern.find("]", at + 1)) > 0:
-            inner = pattern[at:end].replace("\\", "\\\\").replace("[", "\\[")
-            # Only ^ turns a set around here; an exclamation mark is a sign like others.
-            found.append(f"(?!/)[{inner}]")
+            found.append(_set(pattern[at:end]))
             at = end + 1
         else:
             found.append(re.escape(sign))
     return "".join(found)
+
+
+def _set(inner: str) -> str:
+    """Return the expression of what stands between brackets; a range that runs backwards holds nothing."""
+    # Only ^ turns a set around here; an exclamation mark is a sign like others.
+    turned, signs = inner[:1] == "^", list(inner.removeprefix("^"))
+    found = []
+    while signs:
+        first = signs.pop(0)
+        if len(signs) > 1 and signs[0] == "-":
+            last = signs[1]
+            del signs[:2]
+            if first <= last:
+                found.append(f"{re.escape(first)}-{re.escape(last)}")
+        else:
+            found.append(re.escape(first))
+    if not found:
+        return "[^/]" if turned else "(?!)"
+    return f"(?!/)[{'^' if turned else ''}{''.join(found)}]"
 
 
 def name_pattern(pattern: str) -> re.Pattern[str]:
