@@ -312,7 +312,9 @@ def test_plain_file_that_nothing_dates_is_not_kept(fake, environ, tmp_path):
         handler.send_response(200)
         handler.send_header("Connection", "close")
         handler.end_headers()
-        handler.wfile.write(sif)
+        for at in range(0, len(sif), 3_000_000):
+            handler.wfile.write(sif[at : at + 3_000_000])
+            time.sleep(0.2)  # more than the pause between two lines
         handler.close_connection = True
         return True
 

@@ -100,7 +100,8 @@ class RemoteFile:
             sha256.update(data)
             md5.update(data)
             have += len(data)
-        tell(have)
+        if have:
+            tell(have)
         failures, validator, total = 0, "", self.size
         while total is None or have < total:
             before = have
