@@ -23,7 +23,11 @@ from pysingularity.image.open import open_image
 from pysingularity.recipe.sections import file_pairs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pysingularity.image.assemble import Written
     from pysingularity.image.inside import Source
+    from pysingularity.image.open import Image
 
 
 class Finish(Frame):
@@ -127,8 +131,6 @@ class Finish(Frame):
 
         When nothing at all has changed since such an image was made, it is the image still.
         """
-        from pysingularity.image.convert import with_changes  # with the squashfs writer
-
         request, store = self.request, self.stores.get(step.stage)
         more = f"{sorted(request.wanted)} {request.force} {request.arch} {output.epoch(request.environ)}"
         if self.folded and store is not None and self._same_again(store.result(step, more)):
@@ -137,20 +139,9 @@ class Finish(Frame):
             with source_of(image) as source:
                 entries = self._entries(step, source)
             image.arch = request.arch
-            self.written = with_changes(
-                image,
-                request.target,
-                entries=entries,
-                definition=self.recipe.text.encode("utf-8", "surrogateescape"),
-                oci_config=self._oci_config(step),
-                compression=request.writer.compression,
-                level=request.writer.level,
-                threads=request.writer.threads,
-                force=request.force,
-                progress=self._advance("copying"),
-            )
+            written = self.written = self._copy_blocks(image, entries, oci_config=self._oci_config(step))
         if store is not None:
-            store.remember_result(step, more, request.target, self.written.identity, self.written.partition_digest)
+            store.remember_result(step, more, request.target, written.identity, written.partition_digest)
         return None
 
     def _same_again(self, found: tuple[str, str, str] | None) -> bool:
@@ -171,8 +162,6 @@ class Finish(Frame):
 
     def _reuse(self, step: Step) -> None:
         """Copy the base image's compressed blocks; only files and metadata are new."""
-        from pysingularity.image.convert import with_changes  # with the squashfs writer
-
         request, stage = self.request, self._stage(step)
         path = self._base_path(stage)
         staged = self.roots[step.stage]
@@ -193,18 +182,28 @@ class Finish(Frame):
                             copier.copy(pair, base=f"/scif/apps/{app}")
                 apps = app_entries(stage)
                 entries = [*apps, *self._entries(step, OverlaidSource([below], apps))]
-            self.written = with_changes(
-                image,
-                request.target,
-                entries=entries,
-                staged=staged,
-                definition=self.recipe.text.encode("utf-8", "surrogateescape"),
-                compression=request.writer.compression,
-                level=request.writer.level,
-                threads=request.writer.threads,
-                force=request.force,
-                progress=self._advance("copying"),
-            )
+            self.written = self._copy_blocks(image, entries, staged=staged)
+
+    def _copy_blocks(
+        self, image: Image, entries: Sequence[Entry], *, staged: str = "", oci_config: bytes | None = None
+    ) -> Written:
+        """Make the target of an image's compressed blocks, with entries and the files of `staged` laid over it."""
+        from pysingularity.image.convert import with_changes  # with the squashfs writer
+
+        request = self.request
+        return with_changes(
+            image,
+            request.target,
+            entries=entries,
+            staged=staged,
+            definition=self.recipe.text.encode("utf-8", "surrogateescape"),
+            oci_config=oci_config,
+            compression=request.writer.compression,
+            level=request.writer.level,
+            threads=request.writer.threads,
+            force=request.force,
+            progress=self._advance("copying"),
+        )
 
     def _convert(self, step: Step) -> None:  # noqa: ARG002
         from pysingularity.image import convert  # with the squashfs writer

@@ -27,7 +27,7 @@ from pysingularity.build.request import BuildRequest, DockerBuild
 from pysingularity.errors import InternalError, RecipeError, UserError
 from pysingularity.image import metadata, output
 from pysingularity.image.entries import Entry, put_into_folder
-from pysingularity.image.inside import FolderSource
+from pysingularity.image.inside import FolderSource, source_of
 from pysingularity.image.open import open_image
 from pysingularity.recipe.dockerfile import Instruction, trigger
 from pysingularity.recipe.dockerignore import Ignore, clean
@@ -440,35 +440,17 @@ class DockerBuilder(Builder):
         """Copy the base image's blocks, unless its triggers have to be followed first."""
         if self._states(step.stage)[1]:
             self._bootstrap(step)
-            with FolderSource(self.roots[step.stage]) as source:
-                put_into_folder(self.roots[step.stage], self._entries(step, source))
-            self._assemble(step)
-            return
-        from pysingularity.image.convert import with_changes  # with the squashfs writer
-        from pysingularity.image.inside import source_of
-
-        request = self.request
-        with open_image(self._base_path(self.recipe.stages[step.stage])) as image:
-            if image.kind == "sandbox" or image.filesystem != "squashfs":
+        else:
+            with open_image(self._base_path(self.recipe.stages[step.stage])) as image:
+                if image.kind != "sandbox" and image.filesystem == "squashfs":
+                    with source_of(image) as below:
+                        entries = self._entries(step, below)
+                    self.written = self._copy_blocks(image, entries, oci_config=self._oci_config(step))
+                    return
                 super()._bootstrap(step)
-                with FolderSource(self.roots[step.stage]) as source:
-                    put_into_folder(self.roots[step.stage], self._entries(step, source))
-                self._assemble(step)
-                return
-            with source_of(image) as below:
-                entries = self._entries(step, below)
-            self.written = with_changes(
-                image,
-                request.target,
-                entries=entries,
-                definition=self.recipe.text.encode("utf-8", "surrogateescape"),
-                oci_config=self._oci_config(step),
-                compression=request.writer.compression,
-                level=request.writer.level,
-                threads=request.writer.threads,
-                force=request.force,
-                progress=self._advance("copying"),
-            )
+        with FolderSource(self.roots[step.stage]) as source:
+            put_into_folder(self.roots[step.stage], self._entries(step, source))
+        self._assemble(step)
 
 
 def _filled(text: str, state: State) -> str:
