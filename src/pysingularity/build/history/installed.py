@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pysingularity.recipe.dockerignore import clean
+
 if TYPE_CHECKING:
     from pysingularity.image.inside import Source
 
@@ -214,22 +216,11 @@ def _distribution(source: Source, prefix: str, folder: str, entry: str, found: I
     found.files |= {info, *(f"{info}/{one}" for one in own)}
     for row in csv.reader(_text(source, f"{info}/RECORD").splitlines()):
         if row:
-            path = _clean(f"{folder}/{row[0]}") if not row[0].startswith("/") else row[0].lstrip("/")
+            path = clean(f"{folder}/{row[0]}") if not row[0].startswith("/") else row[0].lstrip("/")
             found.files.add(path)
             while "/" in path and path != folder and path.startswith(folder):
                 path = path.rpartition("/")[0]
                 found.files.add(path)
-
-
-def _clean(path: str) -> str:
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == "..":
-            if parts:
-                parts.pop()
-        elif part not in ("", "."):
-            parts.append(part)
-    return "/".join(parts)
 
 
 def _conda(source: Source, prefix: str, found: Installed) -> None:
