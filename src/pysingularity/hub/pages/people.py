@@ -23,9 +23,9 @@ from pysingularity.hub.api import images as image_api
 from pysingularity.hub.api import people as people_api
 from pysingularity.hub.context import Hub
 from pysingularity.hub.doors import Number, TheHub, Who, base_url, limited
-from pysingularity.hub.errors import HubError, Invalid, NotFound
+from pysingularity.hub.errors import HubError, NotFound
 from pysingularity.hub.models import Collection, SignIn, User, now
-from pysingularity.hub.pages.site import check_form, for_people, render, sentence, wants_json
+from pysingularity.hub.pages.site import check_form, for_people, no_deed, render, sentence, wants_json
 from pysingularity.hub.pages.steering import attempt, number_of
 from pysingularity.hub.storage.quota import room_of
 
@@ -121,7 +121,7 @@ def change_account(
         "sign-out": lambda: people_api.sign_out_all(hub, who),
     }
     if action not in deeds:
-        raise _no_deed(action)
+        raise no_deed(action)
     problem = attempt(deeds[action])
     if problem:
         return _account_page(request, hub, who, problem=problem, status=422)
@@ -178,10 +178,6 @@ def make_collection(
     return RedirectResponse(f"/{made['name']}", 303)
 
 
-def _no_deed(action: str) -> Invalid:
-    return Invalid("wrong-action", f"{action[:80]!r}: there is no such button here")
-
-
 @router.post("/{owner:owner}/{name}")
 def change_collection(
     owner: str,
@@ -208,7 +204,7 @@ def change_collection(
         build = build_api.create(new, request, hub, who)
         return RedirectResponse(f"/{build['collection']}/builds/{build['id']}", 303)
     else:
-        raise _no_deed(action)
+        raise no_deed(action)
     return RedirectResponse(request.url.path, 303)
 
 
@@ -219,7 +215,7 @@ def change_build(
     """Cancel a build, or build again."""
     check_form(request, who, csrf)
     if action not in ("cancel", "retry"):
-        raise _no_deed(action)
+        raise no_deed(action)
     if build_api.get_build(hub, who, number).collection.full_name != f"{owner}/{name}":
         raise NotFound("no-such-build", f"build {number}: there is no such build")
     deed = build_api.cancel if action == "cancel" else build_api.retry
@@ -234,7 +230,7 @@ def change_image(
     """Freeze an image, take the padlock off, or delete it."""
     check_form(request, who, csrf)
     if action not in ("freeze", "unfreeze", "delete"):
-        raise _no_deed(action)
+        raise no_deed(action)
     with hub.read() as session:
         if image_api.seen_image(session, who, number).container.collection.full_name != f"{owner}/{name}":
             raise NotFound("no-such-image", f"image {number}: there is no such image")

@@ -24,7 +24,7 @@ from pysingularity.hub.accounts.people import RESERVED
 from pysingularity.hub.accounts.rights import Principal
 from pysingularity.hub.accounts.signin import check_csrf
 from pysingularity.hub.doors import current_sign_in, get_hub, who_asks
-from pysingularity.hub.errors import Forbidden, HubError
+from pysingularity.hub.errors import Forbidden, HubError, Invalid
 from pysingularity.hub.pages.pictures import human_size
 from pysingularity.hub.pages.text import definition, log_line
 
@@ -163,6 +163,11 @@ def check_form(request: Request, who: Principal, csrf: str) -> None:
     if row is None or who.via != "browser":
         raise Forbidden("sign-in-first", "sign in with this browser first")
     check_csrf(row, csrf)
+
+
+def no_deed(action: str) -> Invalid:
+    """Return the error of a form whose button we do not have."""
+    return Invalid("wrong-action", f"{action[:80]!r}: there is no such button here")
 
 
 def sentence(error: UserError) -> str:

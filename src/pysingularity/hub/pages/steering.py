@@ -25,9 +25,9 @@ from pysingularity.hub.builds.states import FINAL
 from pysingularity.hub.catalog import get_collection, parse_name
 from pysingularity.hub.context import Hub
 from pysingularity.hub.doors import Number, TheHub, Who, base_url, limited
-from pysingularity.hub.errors import HubError, Invalid
+from pysingularity.hub.errors import HubError
 from pysingularity.hub.models import Build, Collection
-from pysingularity.hub.pages.site import check_form, for_people, render, sentence, wants_json
+from pysingularity.hub.pages.site import check_form, for_people, no_deed, render, sentence, wants_json
 from pysingularity.hub.storage.quota import quota
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(for_people), Depends(limited)])
@@ -150,7 +150,7 @@ def change_settings(
         collection_api.remove_share(owner, name, number_of(value), hub, who)
         return _settings_page(request, hub, who, owner, name, told="The share link was taken back.")
     else:
-        raise Invalid("wrong-action", f"{action[:80]!r}: there is no such button here")
+        raise no_deed(action)
     made: list[dict[str, Any]] = []
 
     def deed() -> None:
@@ -280,7 +280,7 @@ def change_group(
         "delete": lambda: people_api.remove_group(name, hub, who),
     }
     if action not in deeds:
-        raise Invalid("wrong-action", f"{action[:80]!r}: there is no such button here")
+        raise no_deed(action)
     problem = attempt(deeds[action])
     if problem:
         return _group_page(request, hub, who, name, problem=problem, status=422)
@@ -362,7 +362,7 @@ def change_people(
         admin_api.change_user(name, new, hub, who)
 
     if action not in ("add", "user"):
-        raise Invalid("wrong-action", f"{action[:80]!r}: there is no such button here")
+        raise no_deed(action)
     try:
         problem = attempt(add if action == "add" else change)
     except (ValueError, OverflowError):
