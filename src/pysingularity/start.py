@@ -3,10 +3,8 @@
 
 Without `site` and isolated there is no path to this package, and giving one would make every import list a large
 site-packages. So the package is made known by hand, with its own folder as the only place to look. The modules that
-every start needs come out of one file (see `ring`).
+starts need come out of one file (see `ring`), without the interpreter's way of looking for each.
 """
-
-from __future__ import annotations
 
 import _signal
 import marshal
@@ -32,57 +30,80 @@ folder = sys.modules["pysingularity"].__path__[0]
 ring_file = f"{folder}/__pycache__/ring.{sys.implementation.cache_tag}"
 
 
-class Ring:
-    """An importer of the modules in the ring's file: name → (is it a package, time and size of its source, code)."""
+def load(part: int) -> "dict[str, int] | None":
+    """Run the modules of one part of the ring's file.
 
-    def __init__(self, codes: dict[str, tuple[bool, int, int, bytes]]) -> None:
-        self.codes = codes
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:  # noqa: ARG002
-        """Return the spec of a module whose source is still what the code was made of."""
-        entry = self.codes.get(name)
-        if entry is None:
-            return None
-        is_package, seconds, size, _ = entry
-        place = f"{folder}/{name[14:].replace('.', '/')}"
-        source = place + ("/__init__.py" if is_package else ".py")
-        if seconds >= 0:
-            try:
-                found = posix.stat(source)
-            except OSError:
-                return None
-            if (int(found.st_mtime) & 0xFFFFFFFF, found.st_size & 0xFFFFFFFF) != (seconds, size):
-                discard()
-                return None
-        spec = ModuleSpec(name, self, origin=source)  # type: ignore[arg-type]  # importlib.abc would cost an import
-        if is_package:
-            spec.submodule_search_locations = [place]
-        spec.has_location = True
-        return spec
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        """Leave it to the interpreter."""
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Run a module's code."""
-        exec(marshal.loads(self.codes[module.__name__][3]), module.__dict__)  # noqa: S102
-
-
-def discard() -> None:
-    """Remove a file that is out of date: the next start writes it anew."""
+    Returns:
+        What the other parts hold (full name → number of the part; the first part tells it), or None when there is no
+        such file, or a source has changed since it was made.
+    """
     try:
-        posix.unlink(ring_file)
+        file = posix.open(ring_file, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
-        pass
+        return None
+    try:
+        head = posix.read(file, 16)
+        lengths = [int.from_bytes(head[at : at + 4], "little") for at in (4, 8, 12)]
+        if head[:4] != MAGIC_NUMBER:
+            return None
+        modules, others = marshal.loads(posix.pread(file, lengths[part], 16 + sum(lengths[:part])))
+        for _, source, seconds, size, _ in modules:
+            status = posix.stat(f"{folder}/{source}")
+            if status.st_size != size or int(status.st_mtime) != seconds:
+                posix.unlink(ring_file)
+                return None
+    except (OSError, ValueError, EOFError, TypeError):
+        return None
+    finally:
+        posix.close(file)
+    known = sys.modules
+    for name, source, _, _, code in modules:
+        if name in known:
+            continue
+        module = known[name] = type(sys)(name)
+        parent, _, last = name.rpartition(".")
+        module.__file__ = f"{folder}/{source}"
+        module.__package__ = parent
+        if source.endswith("/__init__.py"):
+            module.__package__ = name
+            module.__path__ = [module.__file__[:-12]]
+        try:
+            exec(code, module.__dict__)  # noqa: S102
+        except BaseException:
+            del known[name]
+            raise
+        setattr(known[parent], last, module)
+    return dict(others)
 
 
-try:
-    with open(ring_file, "rb") as file:
-        magic, codes = marshal.loads(file.read())
-except (OSError, ValueError, EOFError, TypeError):
-    magic, codes = b"", {}
-if magic == MAGIC_NUMBER:
-    sys.meta_path.insert(0, Ring(codes))
+class Later:
+    """An importer of the other parts: the first module of one that is asked for brings them all.
+
+    Arguments:
+        parts: full name → number of the part.
+    """
+
+    def __init__(self, parts: dict[str, int]) -> None:
+        self.parts = parts
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":  # noqa: ARG002
+        """Return the spec of a module that has been run by now."""
+        part = self.parts.get(name)
+        if part is None or load(part) is None:
+            return None
+        return ModuleSpec(name, self)  # type: ignore[arg-type]  # importlib.abc would cost an import
+
+    def create_module(self, spec: ModuleSpec) -> "ModuleType":
+        """Return the module."""
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: "ModuleType") -> None:
+        """Do nothing: it has been run."""
+
+
+later = load(0)
+if later is not None:
+    sys.meta_path.insert(0, Later(later))
 elif not sys.dont_write_bytecode and posix.access(f"{folder}/__pycache__", posix.W_OK):
     from pysingularity.ring import write
 

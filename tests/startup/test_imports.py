@@ -81,7 +81,7 @@ def test_a_real_start_from_a_cold_image_imports_nothing_more(as_user, image):
     assert result.returncode == 0, result.stderr
     lines = [line.split("|") for line in result.stderr.splitlines() if line.startswith("import time:")]
     found = {line[2].strip() for line in lines} - {"imported package"}
-    assert "pysingularity.squashfs.reader" in found
+    assert "pysingularity.image.mount" in found
     assert found & HEAVY == set()
     # Of other people's packages only the one that inflates, where it is installed.
     assert sorted(found - ALLOWED - OWN - {"deflate", "deflate._deflate", "_io"}) == []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import posix as os  # the whole `os` costs a millisecond of every start
 import stat
-from struct import unpack_from
+from _struct import unpack_from
 
 from pysingularity.errors import ImageError
 

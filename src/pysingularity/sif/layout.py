@@ -12,7 +12,7 @@ overlaps something else or repeats an id. Start ring: imports only struct, posix
 from __future__ import annotations
 
 import posix
-from struct import Struct, pack, unpack_from
+from _struct import Struct, pack, unpack_from
 
 from pysingularity.errors import ImageError
 

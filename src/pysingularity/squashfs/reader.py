@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import posix
 import sys
-from struct import error as struct_error
-from struct import unpack
+from _struct import error as struct_error  # type: ignore[attr-defined]  # typeshed leaves it out
+from _struct import unpack
 
 from pysingularity.errors import ImageError
 
