@@ -24,7 +24,23 @@ from .superblock import Superblock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Protocol
+
+    class Source(Protocol):
+        """Bytes that do not stand in a file as they are (`trust.encryption`)."""
+
+        @property
+        def fd(self) -> int:
+            """The file they come from."""
+
+        @property
+        def size(self) -> int:
+            """How many there are."""
+
+        def pread(self, size: int, position: int) -> bytes:
+            """Return bytes from a position on, fewer at the end."""
+
 
 __all__ = ["Inode", "SquashfsImage", "Superblock"]
 
@@ -50,6 +66,7 @@ class SquashfsImage:
         fd: readable file or block device; stays the caller's, its position is never used.
         offset: where the file system begins.
         limit: bytes available from there; default: up to the end of the file.
+        source: where the bytes come from, instead of the file at `offset`.
         name: what to call the image in messages.
         metadata_cache, data_cache: caps in bytes on what is kept inflated.
 
@@ -64,17 +81,24 @@ class SquashfsImage:
         offset: int = 0,
         limit: int | None = None,
         *,
+        source: Source | None = None,
         name: str = "",
         metadata_cache: int = 8 << 20,
         data_cache: int = 4 << 20,
     ) -> None:
         self.fd, self.offset, self.name = fd, offset, name
-        # The end by seeking, not by stat: the image may be a block device.
-        available = max(posix.lseek(fd, 0, _SEEK_END) - offset, 0)
+        self.source = source
+        self._pread: Callable[[int, int], bytes]
+        if source is not None:
+            self._pread, available = source.pread, source.size
+        else:
+            self._pread = lambda size, position: posix.pread(fd, size, offset + position)
+            # The end by seeking, not by stat: the image may be a block device.
+            available = max(posix.lseek(fd, 0, _SEEK_END) - offset, 0)
         if limit is not None:
             available = min(available, limit)
         try:
-            raw = posix.pread(fd, layout.SUPERBLOCK_SIZE, offset) if available >= layout.SUPERBLOCK_SIZE else b""
+            raw = self._pread(layout.SUPERBLOCK_SIZE, 0) if available >= layout.SUPERBLOCK_SIZE else b""
             self.superblock = superblock = Superblock(raw, available)
         except ValueError as error:
             raise self.damaged(str(error)) from None
@@ -115,9 +139,9 @@ class SquashfsImage:
         """
         if position < layout.SUPERBLOCK_SIZE or position + size > self._used:
             raise self.damaged(f"{size} bytes at {position} lie outside")
-        data = posix.pread(self.fd, size, self.offset + position)
+        data = self._pread(size, position)
         while len(data) < size:
-            more = posix.pread(self.fd, size - len(data), self.offset + position + len(data))
+            more = self._pread(size - len(data), position + len(data))
             if not more:
                 raise self.damaged("the file ends early")
             data += more
@@ -131,7 +155,7 @@ class SquashfsImage:
         if position < layout.SUPERBLOCK_SIZE or position + 2 > self._used:
             raise self.damaged(f"a metadata block at {position} lies outside")
         # One read for header and block, whatever its size: the longest possible.
-        raw = posix.pread(self.fd, min(layout.METADATA_SIZE + 2, self._used - position), self.offset + position)
+        raw = self._pread(min(layout.METADATA_SIZE + 2, self._used - position), position)
         if len(raw) < 2:
             raise self.damaged("the file ends early")
         head = raw[0] | raw[1] << 8

@@ -31,9 +31,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
-    from typing import Self
+    from typing import Protocol, Self
 
     from .reader import Inode, SquashfsImage
+
+    class Sink(Protocol):
+        """What takes the bytes of a file system that does not stand in its file as it is (`trust.gocryptfs`)."""
+
+        def pwrite(self, data: memoryview, position: int) -> int:
+            """Write bytes at a position; return how many."""
+
 
 __all__ = ["FileData", "Node", "SquashfsWriter"]
 
@@ -50,6 +57,7 @@ class SquashfsWriter:
     Arguments:
         fd: writable file; stays the caller's. Its position is not used.
         offset: where in it the file system begins.
+        sink: takes the bytes instead of the file, at positions from the start of the file system.
         compression: "gzip", "zstd", "xz" or "lz4".
         level: of compression; None for the usual one.
         block_size: a power of two, 4096 to 1048576.
@@ -71,6 +79,7 @@ class SquashfsWriter:
         fd: int,
         offset: int = 0,
         *,
+        sink: Sink | None = None,
         compression: str = "gzip",
         level: int | None = None,
         block_size: int = layout.DEFAULT_BLOCK_SIZE,
@@ -81,6 +90,12 @@ class SquashfsWriter:
             raise UserError("block-size", f"block size {block_size} is no power of two between 4096 and 1048576")
         self.fd, self.offset, self.block_size, self.mtime = fd, offset, block_size, mtime
         self.compression = compression
+        self._sink = sink
+        self._pwrite: Callable[[memoryview, int], int]
+        if sink is not None:
+            self._pwrite, self.offset = sink.pwrite, 0
+        else:
+            self._pwrite = lambda data, position: os.pwrite(fd, data, position)
         self._number, self._compress, self.label = codecs.compressor(compression, level)
         self._options = b""
         if compression == "lz4":
@@ -240,7 +255,7 @@ class SquashfsWriter:
         position = self._position
         view = memoryview(data)
         while view:
-            view = view[os.pwrite(self.fd, view, self.offset + self._position) :]
+            view = view[self._pwrite(view, self.offset + self._position) :]
             self._position = position + len(data) - len(view)
         self._highest = max(self._highest, self._position)
         return position
@@ -280,6 +295,18 @@ class SquashfsWriter:
         self._fragments += [(start + position, word) for position, word in fragments]
         self._copy_bytes(fd, place, place + size, "the other image")
 
+    def place(self, size: int) -> FileData:
+        """Make room for a file that somebody else writes here, uncompressed; its first byte stands at `start`."""
+        self._flush()
+        file = FileData(size)
+        rest = size % self.block_size
+        words = [self.block_size | layout.BLOCK_UNCOMPRESSED] * (size // self.block_size)
+        file.words = [*words, rest | layout.BLOCK_UNCOMPRESSED] if rest else words
+        file.start = self._position
+        self._position += size
+        self._highest = max(self._highest, self._position)
+        return file
+
     # -- another image -----------------------------------------------------------------------------------------------
 
     def adopt(self, image: SquashfsImage) -> Node:
@@ -307,11 +334,17 @@ class SquashfsWriter:
 
     def _copy(self, image: SquashfsImage, start: int, end: int) -> None:
         """Append the bytes of an image between two positions."""
-        self._copy_bytes(image.fd, image.offset + start, image.offset + end, "the image")
+        if image.source is None:
+            self._copy_bytes(image.fd, image.offset + start, image.offset + end, "the image")
+            return
+        while start < end:
+            data = image.raw(start, min(end - start, 1 << 20))
+            self._put(data)
+            start += len(data)
 
     def _copy_bytes(self, fd: int, place: int, last: int, what: str) -> None:
         """Append the bytes of a file between two positions."""
-        plain = False
+        plain = self._sink is not None  # only what goes through it is right
         while place < last:
             if not plain:
                 try:
@@ -369,7 +402,7 @@ class SquashfsWriter:
         used = self._position
         end = -(-used // pad) * pad
         self._put(bytes(end - used))
-        if self._highest > end and os.fstat(self.fd).st_size == self.offset + self._highest:
+        if self._sink is None and self._highest > end and os.fstat(self.fd).st_size == self.offset + self._highest:
             # Blocks that were taken back had reached further than everything that came after them.
             os.ftruncate(self.fd, self.offset + end)
         flags = layout.FLAG_DUPLICATES | layout.FLAG_EXPORTABLE
