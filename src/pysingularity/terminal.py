@@ -14,6 +14,7 @@ import sys
 import time
 
 from pysingularity import messages
+from pysingularity.errors import UserError
 from pysingularity.events import Event, Listener
 
 #: Output of a step that is kept back for the case that it fails; the beginning is dropped beyond this.
@@ -53,6 +54,32 @@ def amount(done: int, total: int) -> str:
         return size(done) if done else ""
     share = f"{100 * done // total} %"
     return f"{share} of {size(total)}" if total > 4096 else f"{done}/{total}"
+
+
+def ask_passphrase(*, twice: bool = False) -> bytes:
+    """Ask for a passphrase: on the terminal and without showing it, else as the next line of standard input.
+
+    Arguments:
+        twice: have it typed again, because nobody can look up what was mistyped.
+
+    Raises:
+        UserError: the two are different.
+    """
+    if not os.isatty(0):
+        # Byte by byte: what comes behind the line is the program's.
+        line = bytearray()
+        while (one := os.read(0, 1)) and one != b"\n":
+            line += one
+        return bytes(line.removesuffix(b"\r"))
+    import getpass  # only for people
+
+    try:
+        found = getpass.getpass("Enter encryption passphrase: ")
+        if twice and found != getpass.getpass("Retype encryption passphrase: "):
+            raise UserError("passphrases-differ", "the two passphrases are different")
+    except EOFError:
+        raise UserError("no-key", "no passphrase was given") from None
+    return os.fsencode(found)
 
 
 class Stream:

@@ -14,7 +14,13 @@ from pysingularity.errors import HostError
 
 _done = False
 #: Packages whose absence is no fault of ours where somebody installed without them: import name -> what pip calls it.
-_OTHERS = {"urllib3": "urllib3", "deflate": "deflate", "isal": "isal", "backports": "backports.zstd"}
+_OTHERS = {
+    "urllib3": "urllib3",
+    "deflate": "deflate",
+    "isal": "isal",
+    "backports": "backports.zstd",
+    "cryptography": "cryptography",
+}
 
 
 def neighbours() -> None:
@@ -50,8 +56,9 @@ def lacking(error: BaseException) -> HostError | None:
     package = _OTHERS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
     if package is None:
         return None
+    needs = "encrypted images need" if package == "cryptography" else "fetching needs"
     return HostError(
         "package-missing",
-        f"the Python package {package} is not installed; fetching needs it, running and converting images does not",
+        f"the Python package {package} is not installed; {needs} it, running and converting images does not",
         hint=f"{sys.executable} -m pip install {package}",
     )

@@ -180,9 +180,11 @@ def test_nv_brings_what_the_driver_has(as_user, base, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        (["--encrypt"], "encrypted images cannot be made"),
-        (["--passphrase"], "encrypted images cannot be made"),
-        (["--pem-path", "key"], "encrypted images cannot be made"),
+        (["--encrypt"], "no key was given"),
+        (["--encrypt", "--passphrase"], "the passphrase is empty"),
+        (["--pem-path", "nosuch.pem"], "nosuch.pem: no such file"),
+        (["--pem-path", "x.def"], "holds no public key"),
+        (["--encrypt", "--sandbox"], "a folder is not encrypted"),
         (["--remote"], "no remote builder"),
         (["--rocm"], "--bind"),
         (["--docker-login"], "registry login"),

@@ -93,8 +93,8 @@ def test_environment_variables_are_options(here):
 
 
 def test_options_without_an_implementation_say_so(here, capfd):
-    assert main(["build", "--encrypt", "x.sif", "x.def"]) == 255
-    assert "encrypted images" in capfd.readouterr().err
+    assert main(["build", "--remote", "x.sif", "x.def"]) == 255
+    assert "no remote builder" in capfd.readouterr().err
 
 
 def entry(folder, name: str, magic: str, flags: str, mask: str = "", first: str = "enabled") -> None:

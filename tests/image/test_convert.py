@@ -252,7 +252,7 @@ def test_encrypted_image_is_refused_by_name(tmp_path):
         create(file.fileno(), [SifObject(layout.PARTITION, b"luks", extra=extra)], identity=bytes(16))
     with pytest.raises(SingularityError, match="encrypted"):
         to_file(str(tmp_path / "a.sif"), str(tmp_path / "b.sif"))
-    with pytest.raises(ImageError, match="encrypted"), open_image(str(tmp_path / "a.sif")) as image:
+    with pytest.raises(SingularityError, match="encrypted"), open_image(str(tmp_path / "a.sif")) as image:
         to_sandbox(image, str(tmp_path / "out"))
 
 

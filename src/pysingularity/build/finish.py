@@ -21,6 +21,7 @@ from pysingularity.image.entries import Entry, put_into_folder
 from pysingularity.image.inside import FolderSource, OverlaidSource, source_of
 from pysingularity.image.open import open_image
 from pysingularity.recipe.sections import file_pairs
+from pysingularity.trust.encryption import key_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,6 +112,7 @@ class Finish(Frame):
             block_size=writer.block_size,
             threads=writer.threads,
             force=request.force,
+            seal=request.seal,
             progress=self._advance("compressing"),
             say=lambda text: self._message("warning", text),
         )
@@ -166,6 +168,7 @@ class Finish(Frame):
         path = self._base_path(stage)
         staged = self.roots[step.stage]
         with open_image(path) as image:
+            image.unlock(key_in(request.options))
             if image.filesystem != "squashfs":
                 raise UserError(
                     "not-squashfs",
@@ -202,6 +205,7 @@ class Finish(Frame):
             level=request.writer.level,
             threads=request.writer.threads,
             force=request.force,
+            seal=request.seal,
             progress=self._advance("copying"),
         )
 
@@ -220,6 +224,8 @@ class Finish(Frame):
                 threads=request.writer.threads,
                 force=request.force,
                 owners=self._way.owners if self._way is not None else None,
+                key=key_in(request.options),
+                seal=request.seal,
                 progress=advance,
                 say=lambda text: self._message("warning", text),
             )
@@ -230,6 +236,7 @@ class Finish(Frame):
             os.chmod(folder.partial, 0o755)
             known = False
             with open_image(source) as image:
+                image.unlock(key_in(request.options))
                 if image.kind == "sandbox":
                     known = record.load(source) is not None  # the copy of a sandbox remembers what that one was
                     from pysingularity.build.clone import clone

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pysingularity.build.sections import Wanted
 from pysingularity.recipe.dockerfile import Dockerfile
 from pysingularity.recipe.model import Recipe
+from pysingularity.trust.encryption import Seal
 
 #: Kinds of what an image is built from.
 RECIPE, IMAGE, SANDBOX, REFERENCE = "recipe", "image", "sandbox", "reference"
@@ -77,10 +78,11 @@ class BuildRequest:
         writer: compression of image files.
         directory: folder that relative paths start from.
         environ: the caller's environment.
-        options: flags for agents, see `bootstrap.BootstrapRequest`.
+        options: flags for agents, see `bootstrap.BootstrapRequest`; "key" opens encrypted images that are built from.
         debug_shell: open a shell in the container when %post fails.
         cache: use cached steps.
         docker: for a Dockerfile; `recipe` then holds its stages.
+        seal: encrypts the image.
     """
 
     target: str
@@ -108,3 +110,4 @@ class BuildRequest:
     debug_shell: bool = False
     cache: bool = True
     docker: DockerBuild | None = None
+    seal: Seal | None = field(default=None, repr=False)

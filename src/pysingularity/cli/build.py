@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pysingularity.build.plan import Plan
     from pysingularity.build.request import BuildRequest, DockerBuild, Writer
     from pysingularity.recipe.model import Recipe
+    from pysingularity.trust.encryption import Key, Seal
 
 USAGE = "IMAGE SPEC"
 COUNT = (2, 2)
@@ -90,10 +91,15 @@ OPTIONS = (
     ),
     Option("authfile", "Read credentials of registries from this file", kind=TEXT, metavar="FILE", env=("AUTH_FILE",)),
     Option("library", "URL of the library", kind=TEXT, metavar="URL", env=("LIBRARY",)),
+    Option("encrypt", "Encrypt the image; the key comes from the next two options or their variables", short="e"),
+    Option("passphrase", "Ask for the passphrase to encrypt with (or set SINGULARITY_ENCRYPTION_PASSPHRASE)"),
+    Option(
+        "pem-path",
+        "Encrypt for the public RSA key in FILE (or set SINGULARITY_ENCRYPTION_PEM_PATH)",
+        kind=TEXT,
+        metavar="FILE",
+    ),
     # Known to other implementations; refused with a reason in `_refuse`.
-    Option("encrypt", "Encrypt the image", short="e", hidden=True),
-    Option("passphrase", "Ask for a passphrase", hidden=True),
-    Option("pem-path", "Key to encrypt with", kind=TEXT, hidden=True),
     Option("remote", "Build elsewhere", short="r", hidden=True),
     Option("rocm", "Bring the ROCm driver in", hidden=True),
     Option("nvccli", "Use nvidia-container-cli", hidden=True),
@@ -104,9 +110,6 @@ OPTIONS = (
 )
 #: Options that are understood and not there yet: what to do instead.
 MISSING = {
-    "encrypt": "encrypted images cannot be made in this version",
-    "passphrase": "encrypted images cannot be made in this version",
-    "pem-path": "encrypted images cannot be made in this version",
     "remote": "there is no remote builder; every build runs here, without root",
     "rocm": "--rocm is not there for builds; bind what %post needs with --bind",
     "nvccli": "nvidia-container-cli is not used; --nv does without it",
@@ -217,6 +220,11 @@ def request(arguments: Arguments, environ: dict[str, str]) -> BuildRequest:
         if value:
             options[name] = value
     options["arch"] = arch
+    key, seal = _keys(arguments, environ)
+    # What is encrypted, or comes out of what is, does not stay in the cache in the clear.
+    secret = seal is not None or (key is not None and _may_be_encrypted(recipe))
+    if key is not None:
+        options["key"] = key
     return BuildRequest(
         target=target,
         spec=spec,
@@ -241,9 +249,47 @@ def request(arguments: Arguments, environ: dict[str, str]) -> BuildRequest:
         environ=environ,
         options=options,
         debug_shell=bool(arguments.debug_shell),
-        cache=not arguments.no_cache and not arguments.disable_cache,
+        cache=not arguments.no_cache and not arguments.disable_cache and not secret,
         docker=docker,
+        seal=seal,
     )
+
+
+def _keys(arguments: Arguments, environ: dict[str, str]) -> tuple[Key | None, Seal | None]:
+    """Return the key that was given, which also opens encrypted images that are built from, and what encrypts.
+
+    Raises:
+        UserError: no key for --encrypt, or none that it can be done with.
+    """
+    names = ("ENCRYPTION_PASSPHRASE", "ENCRYPTION_PEM_PATH", "ENCRYPTION_PEM_DATA")
+    variables = any(environ.get(prefix + name) for prefix in ("SINGULARITY_", "APPTAINER_") for name in names)
+    given = bool(arguments.passphrase or arguments.pem_path)
+    if not (arguments.encrypt or given or variables):
+        return None, None
+    from pysingularity.terminal import ask_passphrase
+    from pysingularity.trust.encryption import Seal, key_of
+
+    if arguments.sandbox and arguments.encrypt:
+        raise UserError("encrypted-sandbox", "--encrypt: a folder is not encrypted", hint="leave --sandbox out")
+    encrypt = bool(arguments.encrypt) or (given and not arguments.sandbox)
+    ask = (lambda: ask_passphrase(twice=encrypt)) if arguments.passphrase else None
+    key = key_of(environ, pem_path=str(arguments.pem_path or ""), ask=None if arguments.plan else ask)
+    if not encrypt:
+        if not arguments.sandbox:
+            messages.warning("a key is given and --encrypt is not: the image is NOT encrypted")
+        return key, None
+    if key is None and not arguments.plan:
+        raise UserError(
+            "needs-key",
+            "--encrypt: no key was given",
+            hint="add --passphrase or --pem-path FILE, or set SINGULARITY_ENCRYPTION_PASSPHRASE",
+        )
+    return key, Seal(key) if key is not None else None
+
+
+def _may_be_encrypted(recipe: Recipe | None) -> bool:
+    """Return whether a base of the recipe may be an encrypted image."""
+    return any(stage.agent in ("localimage", "oras", "library", "shub") for stage in (recipe.stages if recipe else ()))
 
 
 def _words(value: object) -> list[str]:

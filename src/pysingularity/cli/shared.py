@@ -31,8 +31,6 @@ HOLDS = ("sif-fuse", "no-oci", "no-compat", "ignore-fakeroot-command", "no-tmp-s
 #: flag, kind, environment keys, why not and what to do instead
 REFUSED = (
     ("nvccli", FLAG, ("NVCCLI",), "use --nv, or --device nvidia.com/gpu=all with a CDI file of nvidia-ctk"),
-    ("passphrase", FLAG, (), "encrypted images are not supported"),
-    ("pem-path", TEXT, (), "encrypted images are not supported"),
     ("allow-setuid", FLAG, (), "programs never gain rights here (no_new_privs)"),
     ("boot", FLAG, (), "a container of ours does not boot an init system"),
     ("fusemount", MANY, ("FUSEMOUNT",), "mount on the host and use --bind"),
@@ -133,6 +131,18 @@ OPTIONS: tuple[Option, ...] = (
         group=FILES,
     ),
     Option("underlay", "Provide mount points by binds instead of an overlay", env=("UNDERLAY",), group=FILES),
+    Option(
+        "passphrase",
+        "Ask for the passphrase of an encrypted image (or set SINGULARITY_ENCRYPTION_PASSPHRASE)",
+        group=FILES,
+    ),
+    Option(
+        "pem-path",
+        "Open an encrypted image with the private RSA key in FILE (or set SINGULARITY_ENCRYPTION_PEM_PATH)",
+        kind=TEXT,
+        metavar="FILE",
+        group=FILES,
+    ),
     # Environment
     Option(
         "cleanenv",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pysingularity.squashfs.node import Node
+    from pysingularity.trust.encryption import Seal
+    from pysingularity.trust.sealing import Sealing
 
 BLOCK_SIZE = 131072
 
@@ -71,6 +73,7 @@ class SifAssembly:
         compression, level, block_size, threads: for the squashfs writer.
         when: time stamp in Unix seconds; by default SOURCE_DATE_EPOCH, otherwise the newest time in the tree.
         force: replace an existing file.
+        seal: encrypt the squashfs; no plain byte of it reaches the disk.
     """
 
     def __init__(
@@ -88,21 +91,31 @@ class SifAssembly:
         threads: int | None = None,
         when: int | None = None,
         force: bool = False,
+        seal: Seal | None = None,
     ) -> None:
+        if seal is not None and bare:
+            raise UserError("encrypted-squashfs", f"{output}: only SIF files can be encrypted")
         self._output = OutputFile(output, force=force)
         self.path, self.bare = output, bare
         self.when = epoch(os.environ) if when is None else when
         self._settings = {"compression": compression, "level": level, "block_size": block_size, "threads": threads}
-        self._objects = [] if bare else objects_for(definition, attributes, oci_config, arch)
+        self._objects = [] if bare else objects_for(definition, attributes, oci_config, arch, seal)
+        self._seal = seal
+        self._sealing: Sealing | None = None
         self.offset = 0 if bare else plan(self._objects)[-1]
         self._writer: SquashfsWriter | None = None
 
     def __enter__(self) -> SifAssembly:
         self._output.__enter__()
         try:
+            if self._seal is not None:
+                from pysingularity.trust.sealing import Sealing  # loads ciphers
+
+                self._sealing = Sealing(self._output.fd, self.offset, self._seal)
             self._writer = SquashfsWriter(
                 self._output.fd,
                 self.offset,
+                sink=self._sealing.sink if self._sealing is not None else None,
                 mtime=self.when or 0,
                 **self._settings,  # type: ignore[arg-type]
             )
@@ -136,6 +149,8 @@ class SifAssembly:
         when = newest(root) if self.when is None else self.when
         self.writer.mtime = when
         size = self.writer.finish(root)
+        if self._sealing is not None:
+            size = self._sealing.finish(size, when)
         fd = self._output.fd
         digest = digest_of(fd, self.offset, size)
         identity = ""
@@ -153,7 +168,11 @@ class SifAssembly:
 
 
 def objects_for(
-    definition: bytes | None, attributes: Mapping[str, Any] | None, oci_config: bytes | None, arch: str
+    definition: bytes | None,
+    attributes: Mapping[str, Any] | None,
+    oci_config: bytes | None,
+    arch: str,
+    seal: Seal | None = None,
 ) -> list[SifObject]:
     """Return the objects of an image in their usual order, the partition (without content yet) last."""
     objects = []
@@ -163,7 +182,12 @@ def objects_for(
         objects.append(SifObject(layout.JSON, metadata.inspect_object(attributes), name=metadata.INSPECT_OBJECT))
     if oci_config is not None:
         objects.append(SifObject(layout.JSON, oci_config, name=metadata.OCI_CONFIG_OBJECT))
-    extra = layout.partition_extra(layout.SQUASHFS, layout.PRIMARY, arch)
+    if seal is not None and seal.message:
+        extra = layout.crypto_message_extra(layout.PEM, layout.RSA_OAEP)
+        # The partition comes next; it is last because its size is not known yet.
+        objects.append(SifObject(layout.CRYPTO_MESSAGE, seal.message, link=len(objects) + 2, extra=extra))
+    kind = layout.SQUASHFS if seal is None else layout.GOCRYPTFS_SQUASHFS
+    extra = layout.partition_extra(kind, layout.PRIMARY, arch)
     objects.append(SifObject(layout.PARTITION, extra=extra))
     return objects
 

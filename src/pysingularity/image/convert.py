@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pysingularity.squashfs.node import FileData
     from pysingularity.squashfs.unpack import Owners as UnpackOwners
     from pysingularity.squashfs.unpack import Unpacked
+    from pysingularity.trust.encryption import Key, Seal
 
 MOST_LINKS = 40
 
@@ -60,6 +61,7 @@ def assemble_sif(
     when: int | None = None,
     force: bool = False,
     bare: bool = False,
+    seal: Seal | None = None,
     progress: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Written:
@@ -74,7 +76,7 @@ def assemble_sif(
         arch: architecture in OCI's words, by default this machine's.
         owners, exclude: see `scan_directory`.
         entries: small files put on top of the folder's.
-        compression, level, block_size, threads, when, force, bare: see `SifAssembly`.
+        compression, level, block_size, threads, when, force, bare, seal: see `SifAssembly`.
         progress: called with the number of bytes of each file read.
         say: called with a line about each entry that is left out.
     """
@@ -101,6 +103,7 @@ def assemble_sif(
         threads=threads,
         when=when,
         force=force,
+        seal=seal,
     )
     with assembly as sif:
         root = scan_directory(folder, owners=owners, exclude=exclude, latest=epoch(os.environ), say=say)
@@ -132,6 +135,7 @@ def with_changes(
     when: int | None = None,
     force: bool = False,
     bare: bool = False,
+    seal: Seal | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Written:
     """Make a SIF file (or a bare squashfs) of an image's squashfs, with files added, changed or removed.
@@ -148,7 +152,7 @@ def with_changes(
         definition, oci_config: for the SIF objects; None keeps the image's.
         owners: owners of the staged files, see `scan_directory`.
         compression: a squashfs compression; empty keeps the image's, and then its blocks are reused.
-        level, threads, when, force, bare: see `SifAssembly`.
+        level, threads, when, force, bare, seal: see `SifAssembly`.
         progress: called with numbers of bytes read.
 
     Raises:
@@ -173,6 +177,7 @@ def with_changes(
         # Copying the same content again gives the same time again.
         when=squashfs.superblock.mtime if when is None else when,
         force=force,
+        seal=seal,
     )
     with assembly as sif:
         root = sif.writer.adopt(squashfs) if reuse else copy_content(sif.writer, squashfs, progress=progress)
@@ -391,6 +396,8 @@ def to_file(
     when: int | None = None,
     force: bool = False,
     owners: Owners | None = None,
+    key: Key | None = None,
+    seal: Seal | None = None,
     progress: Callable[[int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Written:
@@ -401,8 +408,9 @@ def to_file(
         output: path of the new file.
         bare: a squashfs alone.
         compression: empty for the image's own (its blocks are copied), or gzip for a folder.
-        level, threads, when, force: see `SifAssembly`.
+        level, threads, when, force, seal: see `SifAssembly`.
         owners: see `scan_directory`.
+        key: opens an image that is encrypted.
         progress: called with numbers of bytes read.
         say: called with a line about each entry that is left out.
     """
@@ -415,10 +423,12 @@ def to_file(
         threads=threads,
         when=when,
         force=force,
+        seal=seal,
         progress=progress,
         say=say,
     )
     with open_image(source) as image:
+        image.unlock(key)
         if image.kind == "sandbox":
             return assemble(source, owners=owners)
         if image.filesystem == "squashfs":
@@ -431,6 +441,7 @@ def to_file(
                 when=when,
                 force=force,
                 bare=bare,
+                seal=seal,
                 progress=progress,
             )
         return _ext3_to_file(
@@ -446,6 +457,7 @@ def to_file(
                 threads=threads,
                 when=when,
                 force=force,
+                seal=seal,
             ),
             progress,
         )

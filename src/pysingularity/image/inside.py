@@ -265,6 +265,8 @@ def source_of(image: Image) -> Source:
         from pysingularity.image.ext3 import Ext3Source  # only old images need the tool's wrapper
 
         return Ext3Source(image)
+    if image.locked:
+        image.unlock(None)  # says what is needed
     raise HostError(
         "unreadable-filesystem", f"{image.path}: its root file system is {image.filesystem} and cannot be read here"
     )
@@ -278,6 +280,8 @@ def squashfs_of(image: Image) -> SquashfsImage:
     """
     from pysingularity.squashfs.reader import SquashfsImage  # the reader with its codecs: only when files are read
 
+    if image.locked:
+        image.unlock(None)  # says what is needed
     if image.filesystem != "squashfs":
         raise ImageError("not-squashfs", f"{image.path}: its root file system is {image.filesystem}, not squashfs")
-    return SquashfsImage(image.fd, image.offset, image.size, name=image.path)
+    return SquashfsImage(image.fd, image.offset, image.size, source=image.plain, name=image.path)

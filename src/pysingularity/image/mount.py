@@ -23,6 +23,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pysingularity.trust.encryption import Plain
+
 KIND = "singularity"
 _ENOTCONN = 107
 
@@ -66,7 +68,14 @@ class Pending:
 
 
 def serve(
-    path: str, offset: int, size: int, inside: tuple[int, int], *, squash: bool = True, program: str = ""
+    path: str,
+    offset: int,
+    size: int,
+    inside: tuple[int, int],
+    *,
+    squash: bool = True,
+    program: str = "",
+    plain: Plain | None = None,
 ) -> Pending:
     """Start a server for the squashfs in a file.
 
@@ -75,14 +84,15 @@ def serve(
         inside: uid and gid of this process in its user namespace.
         squash: show all files as belonging to `inside`.
         program: path of squashfuse_ll, to be the server instead of us.
+        plain: the decrypted file system, where that in the file is encrypted; its descriptor is taken over.
 
     Raises:
         ImageError: the file system is damaged.
         OSError: no /dev/fuse.
     """
-    file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC) if plain is None else plain.fd
     try:
-        image = SquashfsImage(file, offset, size or None, name=path)
+        image = SquashfsImage(file, offset, size or None, source=plain, name=path)
         device = fuse.open_device()
     except BaseException:
         posix.close(file)
@@ -93,7 +103,7 @@ def serve(
         # Twice: the container's program must not find a child that it did not start.
         if posix.fork() == 0:
             try:
-                if program:
+                if program and plain is None:
                     _serve_by(program, offset, device, file, wait)
                 _serve(Server(image, inside if squash else None, complain=_teller()), device, file, wait)
             finally:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pysingularity.sif.file import SifFile
     from pysingularity.sif.layout import Descriptor
+    from pysingularity.trust.encryption import Key, Plain
 
 #: Names of the file systems that a partition can hold, by SIF's numbers.
 FILE_SYSTEMS = {1: "squashfs", 2: "ext3", 3: "archive", 4: "raw", 5: "encrypted", 6: "gocryptfs"}
@@ -57,13 +58,15 @@ class Image:
         path: as it was given.
         fd: the file, open for reading; for a sandbox the folder, open as a path only.
         filesystem: what the root file system is: "squashfs", "ext3", "encrypted" (LUKS), "gocryptfs", "directory".
+            An encrypted one is "squashfs" once a key has opened it.
         offset, size: where the root file system stands in the file, in bytes; zeros for a sandbox.
         arch: name of the architecture as in OCI images, "" when the image does not tell.
         overlays: overlay partitions of a SIF, in order.
         sif: the SIF file itself, None for other kinds.
+        plain: where the bytes of a root file system come from that a key has opened, else None.
     """
 
-    __slots__ = ("arch", "fd", "filesystem", "kind", "offset", "overlays", "path", "sif", "size")
+    __slots__ = ("arch", "fd", "filesystem", "kind", "offset", "overlays", "path", "plain", "sif", "size")
 
     def __init__(
         self,
@@ -80,9 +83,33 @@ class Image:
     ) -> None:
         self.kind, self.path, self.fd, self.filesystem = kind, path, fd, filesystem
         self.offset, self.size, self.arch, self.overlays, self.sif = offset, size, arch, overlays, sif
+        self.plain: Plain | None = None
+
+    @property
+    def locked(self) -> bool:
+        """Whether a key is needed to read the root file system."""
+        return self.filesystem in ("encrypted", "gocryptfs")
+
+    def unlock(self, key: Key | None) -> None:
+        """Open an encrypted root file system with a key; any other image is left as it is.
+
+        Raises:
+            UserError: "needs-key", "wrong-key". ImageError: damaged.
+        """
+        if self.locked:
+            from pysingularity.trust.encryption import open_partition  # loads ciphers
+
+            self.use(open_partition(self.fd, self.offset, self.size, self.sif, self.filesystem, key, self.path))
+
+    def use(self, plain: Plain) -> None:
+        """Take the opened root file system of this image."""
+        self.plain, self.filesystem, self.offset, self.size = plain, "squashfs", 0, plain.size
 
     def close(self) -> None:
         """Close the file or folder."""
+        if self.plain is not None:
+            os.close(self.plain.fd)
+            self.plain = None
         if self.fd >= 0:
             os.close(self.fd)
         self.fd = -1

@@ -3,7 +3,7 @@
 
 A folder is made once per image file (by device, inode, size, time and place of the file system), appears by rename, and
 is used by any number of containers. Folders that have not been used for a day go when there are too many. Loaded only
-where it is needed.
+where it is needed. Encrypted images never are: their files are unpacked into memory, for one container.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from hashlib import sha256
 from pysingularity import messages
 from pysingularity.cache import Lock, cache_folder
 from pysingularity.errors import HostError
+from pysingularity.linux import mounts
 from pysingularity.squashfs.reader import SquashfsImage
 from pysingularity.squashfs.unpack import unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from pysingularity.trust.encryption import Plain
 
 #: Folders that are kept, and how long one may be in use after its last start before it may go, in seconds.
 KEPT, SAFE = 4, 86400
@@ -57,6 +60,43 @@ def unpacked(path: str, offset: int, size: int, environ: Mapping[str, str]) -> s
         ) from None
     finally:
         os.close(descriptor)
+
+
+def in_memory(plain: Plain, path: str) -> Callable[[str], None]:
+    """Return what unpacks a decrypted squashfs into memory: nothing of it must ever reach a disk.
+
+    The result takes an empty folder of the container's own mount namespace; everything in it belongs to the caller, is
+    read-only, and ends with the last process of the container.
+
+    Raises:
+        ImageError: the image is damaged.
+    """
+    image = SquashfsImage(plain.fd, source=plain, name=path)
+
+    def fill(target: str) -> None:
+        flags = mounts.MS_NOSUID | mounts.MS_NODEV
+        mounts.mount("tmpfs", target, "tmpfs", flags, "mode=0755")
+        try:
+            unpack(image, target, owner=_Nobodys())
+        except OSError as error:
+            raise HostError(
+                "no-memory",
+                f"{path}: its files cannot be unpacked into memory: {error.strerror}",
+                hint="mounting needs no memory: let the administrator open /dev/fuse",
+            ) from None
+        mounts.mount(None, target, None, mounts.MS_REMOUNT | mounts.MS_BIND | mounts.MS_RDONLY | flags)
+
+    return fill
+
+
+class _Nobodys:
+    """Owners that are not kept."""
+
+    def set(self, path: bytes, uid: int, gid: int, *, dir_fd: int | None = None) -> None:
+        """Leave the owner as it is."""
+
+    def mknod(self, path: bytes, mode: int, rdev: int, *, dir_fd: int | None = None) -> None:
+        """Make no device."""
 
 
 def _make(descriptor: int, offset: int, size: int, path: str, top: str, target: str) -> None:

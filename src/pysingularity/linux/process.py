@@ -79,6 +79,28 @@ def start_time(pid: int) -> int:
     return int(_stat(pid)[19])
 
 
+def forget_variables(names: tuple[str, ...]) -> None:
+    """Wipe variables out of what /proc/PID/environ shows of this process and of those it forks (proc(5)).
+
+    That file shows the memory in which the kernel put the variables at execve, whatever the process does to its
+    environment later.
+
+    Raises:
+        OSError: /proc is not there or does not allow it.
+    """
+    fields = _stat(posix.getpid())
+    start, end = int(fields[47]), int(fields[48])
+    memory = posix.open("/proc/self/mem", posix.O_RDWR | posix.O_CLOEXEC)
+    try:
+        place = start
+        for text in posix.pread(memory, end - start, start).split(b"\0"):
+            if text.partition(b"=")[0].decode("utf-8", "surrogateescape") in names:
+                posix.pwrite(memory, bytes(len(text)), place)
+            place += len(text) + 1
+    finally:
+        posix.close(memory)
+
+
 def state(pid: int) -> str:
     """Return a process's state as proc(5) has it: "R", "S", "D", "Z" for one that waits to be collected, …
 

@@ -66,6 +66,8 @@ def _libc(layer: Layer) -> bytes | None:
     machine = os.uname().machine
     try:
         with open_image(layer.path) as image:
+            if layer.plain is not None:
+                image.use(layer.plain)
             source = source_of(image)
             try:
                 for path in LIBC:

@@ -173,7 +173,7 @@ def _redirect(*wanted: int | None) -> None:
 def _warm(spec: LaunchSpec) -> Warm | None:
     """Return the warm image of this start, where that makes sense."""
     usual = spec.identity == SELF and spec.inside is None
-    if spec.warm > 0 and usual and spec.image.kind == SQUASHFS and spec.squash_owners:
+    if spec.warm > 0 and usual and spec.image.kind == SQUASHFS and not spec.image.fill and spec.squash_owners:
         from pysingularity.runtime.warm import Warm
 
         return Warm(spec.image, spec.warm)
@@ -188,7 +188,7 @@ def _leave_host(spec: LaunchSpec, warm: Warm | None) -> dict[int, Pending]:
     """
     uid, gid = posix.getuid(), posix.getgid()
     rest = NEWNS | spec.namespaces | (NEWPID if spec.pid_namespace else 0)
-    files = [layer for layer in spec.layers() if layer.kind == SQUASHFS]
+    files = [layer for layer in spec.layers() if layer.kind == SQUASHFS and layer.fill is None]
     pending: dict[int, Pending] = {}
     try:
         if spec.netns >= 0 and spec.identity == KEEP:
@@ -206,9 +206,9 @@ def _leave_host(spec: LaunchSpec, warm: Warm | None) -> dict[int, Pending]:
 
             program = spec.programs.get("squashfuse_ll", "")
             for layer in files:
-                if id(layer) not in pending and not _by_kernel(spec):
+                if id(layer) not in pending and (layer.plain is not None or not _by_kernel(spec)):
                     where = (layer.path, layer.offset, layer.size, inside)
-                    pending[id(layer)] = serve(*where, squash=spec.squash_owners, program=program)
+                    pending[id(layer)] = serve(*where, squash=spec.squash_owners, program=program, plain=layer.plain)
         if files or spec.identity == KEEP:
             unshare(rest)
     except OSError as error:
@@ -286,6 +286,9 @@ def _build(spec: LaunchSpec, pending: dict[int, Pending], warm: Warm | None, hel
 
             assert helpers is not None
             mount_ext(helpers, layer, target, program=spec.programs.get("fuse2fs", ""), kernel=_real_root(spec))
+            return
+        if layer.fill is not None:
+            layer.fill(target)
             return
         server = pending.get(id(layer))
         if server is not None:

@@ -145,6 +145,7 @@ class _Preparation:
             self._check(image, layer)
             self._ask_image(image)
         finally:
+            image.plain = None  # the layer's from here on
             image.close()
         upper, more = self._overlays()
         overlays += more
@@ -306,17 +307,9 @@ class _Preparation:
         if image.filesystem == "ext3":
             self._need_fuse2fs(image.path)
             return Layer(EXT, path, image.offset, image.size, writable=self.writable), []
-        if image.filesystem != "squashfs":
-            what = {
-                "encrypted": "is encrypted, which needs root and a key",
-                "gocryptfs": "is encrypted with gocryptfs",
-            }.get(image.filesystem, f"holds a file system of kind {image.filesystem}")
-            raise ImageError(
-                "unsupported-image",
-                f"{image.path}: {what}",
-                hint="convert it where it can be read: singularity build --sandbox DIR IMAGE",
-            )
-        layer = self._unpacked_if_needed(Layer(SQUASHFS, path, image.offset, image.size))
+        if image.locked:
+            self._unlock(image)
+        layer = self._unpacked_if_needed(Layer(SQUASHFS, path, image.offset, image.size, plain=image.plain))
         overlays = []
         for part in image.overlays:
             if part.filesystem == "squashfs":
@@ -332,6 +325,15 @@ class _Preparation:
                     + (": fuse2fs is not installed" if part.filesystem == "ext3" else "")
                 )
         return layer, overlays
+
+    def _unlock(self, image: Image) -> None:
+        """Open an encrypted image with the key that the caller gives."""
+        from pysingularity.terminal import ask_passphrase
+        from pysingularity.trust.encryption import key_of
+
+        options = self.options
+        ask = ask_passphrase if options.passphrase else None
+        image.unlock(key_of(self.environ, pem_path=str(options.pem_path or ""), ask=ask))
 
     def _may_mount_ext(self) -> bool:
         """Say whether something here can mount ext3: the kernel for root, fuse2fs for others."""
@@ -355,6 +357,13 @@ class _Preparation:
         from pysingularity.linux.fuse import usable  # without the server, which a warm image does not need
 
         driver = "unpacked" if self.options.unsquash else str(self.settings["image driver"])
+        if layer.plain is not None:  # neither the kernel nor another program knows how to read it
+            if driver == "unpacked" or not usable():
+                from pysingularity.image.unpacked import in_memory  # brings in the whole unpacker
+
+                messages.verbose("the image is encrypted and cannot be mounted: its files are unpacked into memory")
+                layer.fill = in_memory(layer.plain, layer.path)
+            return layer
         if driver == "squashfuse" and "squashfuse_ll" not in self.programs:
             from pysingularity.runtime.helpers import find
 

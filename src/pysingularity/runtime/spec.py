@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pysingularity.runtime.environment import EnvironmentPlan
     from pysingularity.runtime.network import Connection
     from pysingularity.runtime.security import Security
+    from pysingularity.trust.encryption import Plain
 
 #: Kinds of Mount. BIND: files of the host; FILE: a generated file; TMPFS: an empty folder in memory; PROC, DEVPTS,
 #: MQUEUE: kernel file systems; DEV: a minimal /dev; LINK: a symbolic link, made only where we own the folder.
@@ -105,12 +106,25 @@ class Layer:
         path: the folder or file on the host.
         offset, size: where the file system lies in the file, in bytes; size 0 means up to the end.
         writable: it is mounted for writing (EXT).
+        plain: the decrypted file system, where that in the file is encrypted (SQUASHFS).
+        fill: puts the files into an empty folder, where nothing here can mount an encrypted image.
     """
 
-    __slots__ = ("kind", "offset", "path", "size", "writable")
+    __slots__ = ("fill", "kind", "offset", "path", "plain", "size", "writable")
 
-    def __init__(self, kind: str, path: str, offset: int = 0, size: int = 0, *, writable: bool = False) -> None:
+    def __init__(
+        self,
+        kind: str,
+        path: str,
+        offset: int = 0,
+        size: int = 0,
+        *,
+        writable: bool = False,
+        plain: Plain | None = None,
+    ) -> None:
         self.kind, self.path, self.offset, self.size, self.writable = kind, path, offset, size, writable
+        self.plain = plain
+        self.fill: Callable[[str], None] | None = None
 
     def __repr__(self) -> str:
         return f"Layer({self.kind} {self.path}{f' at {self.offset}' if self.offset else ''})"

@@ -53,6 +53,8 @@ class Warm:
                 f"{folder}/{state.st_dev:x}-{state.st_ino:x}-{state.st_size:x}-{state.st_mtime_ns:x}"
                 f"-{layer.offset:x}-{posix.getgid()}"
             )
+            if layer.plain is not None:  # another key is another image
+                self.path += f"-{layer.plain.tag}"
 
     def join(self, namespaces: int) -> bool:
         """Enter the keeper's namespaces and take a copy; return whether there was one.

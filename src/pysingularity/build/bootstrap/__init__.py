@@ -90,7 +90,7 @@ class BootstrapRequest:
             step's log. The status is the exit status, or 128 + signal.
         arch: architecture wanted, in Debian's words ("amd64", "arm64").
         options: flags of the build that agents understand: "no-verify" (signatures of a mirror), "no-https",
-            "disable-cache", "force"; a flag that was not given is absent.
+            "disable-cache", "force"; a flag that was not given is absent. "key" opens an encrypted base.
         environ: the caller's environment variables (proxies, credentials, CA bundle).
         directory: folder relative paths of the header start from (the caller's working directory).
     """

@@ -11,6 +11,7 @@ from pysingularity.build.clone import clone
 from pysingularity.errors import UserError
 from pysingularity.image.metadata import oci_config_of
 from pysingularity.image.open import open_image
+from pysingularity.trust.encryption import key_in
 
 
 def bootstrap(request: BootstrapRequest) -> BootstrapResult:
@@ -42,6 +43,7 @@ def unpack(request: BootstrapRequest, path: str) -> BootstrapResult:
     space.need(request.root, room, f"unpacking {path}")
 
     with open_image(path) as image:
+        image.unlock(key_in(request.options))
         done = 0
 
         def advance(count: int) -> None:
