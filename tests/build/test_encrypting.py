@@ -20,6 +20,7 @@ RECIPE = f"""\
 Bootstrap: localimage
 From: {{base}}
 %post
+#step mark
   echo {MARK} > /opt/mark
 """
 
