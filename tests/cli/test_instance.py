@@ -165,6 +165,19 @@ def test_program_that_ignores_the_signal_is_killed_in_time(instance, box):
     assert listed(instance) == []
 
 
+def test_shell_that_waits_for_its_program_ends_with_it(instance, box):
+    """As with the peers the signal reaches the process group, not only a shell that looks at it later."""
+    (box / ".singularity.d").mkdir(exist_ok=True)
+    script = box / ".singularity.d/startscript"
+    script.write_text("#!/bin/sh\nsleep 60\necho never\n")
+    script.chmod(0o755)
+    for name in ("INT", "TERM"):
+        assert instance("start", box, "web").returncode == 0
+        result = instance("stop", "--timeout", "10", "--signal", name, "web")
+        assert (result.returncode, "killed" in result.stderr) == (0, False)
+        assert listed(instance) == []
+
+
 def test_stats_count_the_processes(instance, box):
     instance("start", box, "web")
     found = json.loads(instance("stats", "--json", "web").stdout)

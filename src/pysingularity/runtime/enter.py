@@ -360,6 +360,11 @@ def _first_process(
             restore_mask(mask)
             become(spec)
         child = posix.fork()
+        if spec.lingers:
+            try:  # both do it, so that it is done for whoever goes on first
+                posix.setpgid(child, child)
+            except PermissionError:  # the child has done it, and is the program already
+                pass
         if child == 0:
             posix.close(tell)
             restore_mask(mask)

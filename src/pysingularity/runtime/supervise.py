@@ -42,7 +42,8 @@ def attend(child: int, *, reap: bool = False, lingers: bool = False) -> int:
     Arguments:
         reap: collect other children as well (process 1).
         lingers: when the child has ended well by itself, go on until a signal asks for the end (instances, whose
-            startscript may have left servers behind, or may be empty).
+            startscript may have left servers behind, or may be empty). Signals go to the child's process group, which
+            it leads: a shell that waits for its foreground program ends no sooner than that.
     """
     ended = told = False
     while True:
@@ -52,7 +53,7 @@ def attend(child: int, *, reap: bool = False, lingers: bool = False) -> int:
             if event.si_code != _SI_KERNEL:
                 try:
                     # Without the program, what it left behind is meant.
-                    posix.kill(-1 if ended else child, event.si_signo)
+                    posix.kill(-1 if ended else -child if lingers else child, event.si_signo)
                 except ProcessLookupError:
                     if ended and told:
                         return 0
