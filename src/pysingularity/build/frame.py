@@ -91,6 +91,7 @@ class Frame:
             with contextlib.ExitStack() as stack:
                 self._prepare(stack)
                 self._decide()
+                self._check_signatures()
                 for step in self.steps.steps:
                     self._do(step)
                 self._publish()
@@ -246,6 +247,29 @@ class Frame:
                 self._look_up(index, cache)
                 wanted += self.steps.sources_of(index, after=self.spared[index])
         self.unneeded = set(range(count)) - needed
+
+    def _check_signatures(self) -> None:
+        """Make sure that bases are signed by those whom their headers name, before anything is made of them.
+
+        Raises:
+            UserError: the agent's images carry no signatures. ImageError: one is missing or wrong.
+        """
+        if self.request.kind != RECIPE or self.request.update:
+            return
+        for index, stage in enumerate(self.recipe.stages):
+            text = stage.header.get("fingerprints", "")
+            if not text.strip() or index in self.unneeded:
+                continue
+            from pysingularity.trust.signatures import fingerprints, require  # only when somebody asks for it
+
+            path = self._base_path(stage) if stage.agent in ("localimage", "library", "oras", "shub") else ""
+            if not path or os.path.isdir(path):
+                raise UserError(
+                    "no-signatures",
+                    f"Fingerprints: {path or 'an image of ' + stage.agent} carries no signatures, as a SIF file does",
+                    hint="start from a SIF file; an image of a registry can be named by its digest: NAME@sha256:...",
+                )
+            require(path, fingerprints(text), self.request.environ, self.place)
 
     def _mark(self, stage: int) -> str:
         """Return what the steps of a stage depend on beyond the plan."""

@@ -3,25 +3,14 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from deb_mirror import Bench, Key, Mirror
+from deb_mirror import Bench, Mirror
 
+from keys import keys
 
-@pytest.fixture(scope="session")
-def keys(tmp_path_factory: pytest.TempPathFactory):
-    """Two keys: the mirror's and a stranger's."""
-    for program in ("gpg", "gpgv"):
-        if shutil.which(program) is None:
-            pytest.skip(f"needs the program {program}")
-    # Short paths: the agent's socket has to fit into 107 bytes.
-    base = Path(tmp_path_factory.mktemp("k"))
-    yield Key(base / "a", "archive"), Key(base / "s", "stranger")
-    for name in ("a", "s"):
-        subprocess.run(["gpgconf", "--homedir", str(base / name), "--kill", "all"], check=False, capture_output=True)
+__all__ = ["bench", "keys", "mirror"]
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from keys import Key
 from pysingularity.build.bootstrap import BootstrapRequest
 from pysingularity.linux.ownership import RealOwners, RecordedOwners
 
@@ -108,39 +109,6 @@ def deb(
             (f"data.tar{ending}", compress(data, ending)),
         ]
     )
-
-
-class Key:
-    """A throw-away OpenPGP key."""
-
-    def __init__(self, home: Path, name: str) -> None:
-        self.home, self.name = home, name
-        home.mkdir(mode=0o700)
-        self.gpg("--quick-gen-key", f"{name} <{name}@example.org>", "ed25519", "sign", "never")
-        self.public = home / "public.gpg"
-        self.public.write_bytes(self.gpg("--export"))
-
-    def gpg(self, *words: str, data: bytes | None = None) -> bytes:
-        argv = [
-            "gpg",
-            "--homedir",
-            str(self.home),
-            "--batch",
-            "--pinentry-mode",
-            "loopback",
-            "--passphrase",
-            "",
-            *words,
-        ]
-        done = subprocess.run(argv, input=data, capture_output=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def clear(self, data: bytes) -> bytes:
-        return self.gpg("--clearsign", data=data)
-
-    def detached(self, data: bytes) -> bytes:
-        return self.gpg("--armor", "--detach-sign", data=data)
 
 
 class Mirror:

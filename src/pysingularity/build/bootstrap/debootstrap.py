@@ -21,14 +21,15 @@ from pysingularity.build import space
 from pysingularity.build.bootstrap import BootstrapRequest, BootstrapResult
 from pysingularity.build.deb.control import Relation
 from pysingularity.build.deb.fetch import Fetcher, Item, NotFound, address
+from pysingularity.build.deb.keyrings import archive_keyrings
 from pysingularity.build.deb.packages import Archive, Package, PackageIndex
 from pysingularity.build.deb.release import MAX_RELEASE, IndexFile, Release
 from pysingularity.build.deb.solver import Solver
 from pysingularity.build.deb.sources import SCHEMES, Source, codename, host_sources, of_distribution
 from pysingularity.build.deb.system import System
 from pysingularity.build.deb.tree import Tree
-from pysingularity.build.deb.verify import Verifier, archive_keyrings
 from pysingularity.errors import HostError, SingularityError, UserError
+from pysingularity.trust.openpgp import Verifier
 
 #: Suites from before /bin, /lib and /sbin became links into /usr (bullseye's installer linked, its packages need not).
 NOT_MERGED = frozenset(
@@ -221,7 +222,13 @@ class _Bootstrap:
                 f"{what}: is not signed: refused",
                 hint="use a mirror with signatures; a private one without can be had with Verify: no in the header",
             )
-        verifier = Verifier(keyrings, self.request.tmp, self.request.environ)
+        verifier = Verifier(
+            keyrings,
+            self.request.tmp,
+            self.request.environ,
+            missing="install the distribution's newer archive keyring, name one with Keyring: FILE, or say Verify: no",
+            otherwise="; Verify: no in the header goes without",
+        )
         if inline:
             text = verifier.inline(text, what)
         else:

@@ -8,7 +8,6 @@ import os
 from pysingularity.build import space
 from pysingularity.build.bootstrap import BootstrapRequest, BootstrapResult
 from pysingularity.build.clone import clone
-from pysingularity.errors import UserError
 from pysingularity.image.metadata import oci_config_of
 from pysingularity.image.open import open_image
 from pysingularity.trust.encryption import key_in
@@ -18,15 +17,9 @@ def bootstrap(request: BootstrapRequest) -> BootstrapResult:
     """Unpack or copy the image that `From:` names.
 
     Raises:
-        UserError: there is no From, or signatures are asked for.
+        UserError: there is no From.
         ImageError: the image is missing or damaged.
     """
-    if request.header.get("fingerprints", "").strip():
-        raise UserError(
-            "fingerprints",
-            "Fingerprints: signatures of base images cannot be verified in this version",
-            hint="remove the keyword, and verify the image by other means",
-        )
     path = os.path.join(request.directory, request.need("From", example="base.sif"))
     return unpack(request, path)
 

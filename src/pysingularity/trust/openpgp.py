@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signatures of a mirror's Release file: asked from gpgv, sqv or pysequoia, whichever is there first.
+"""OpenPGP signatures: asked from gpgv, sqv or pysequoia, whichever is there first.
 
-The verifier gets exactly the keys that may speak for the mirror, and what counts afterwards is the text that it says
-was signed, never the file around it: bytes before or behind a signed text are an old way to smuggle.
+The verifier gets exactly the keys that may speak in a matter (for a mirror, for an image), and what counts afterwards
+is the text that it says was signed, never the file around it: bytes before or behind a signed text are an old way to
+smuggle.
 """
 
 from __future__ import annotations
@@ -12,32 +13,16 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pysingularity.errors import HostError, UserError
 
-#: Where distributions keep the keys of their archives; other keys of the host do not speak for a whole distribution.
-KEYRING_FOLDER = "/usr/share/keyrings"
-TRUSTED_FOLDER = "/etc/apt/trusted.gpg.d"
 _START, _MIDDLE, _END = (
     b"-----BEGIN PGP SIGNED MESSAGE-----",
     b"-----BEGIN PGP SIGNATURE-----",
     b"-----END PGP SIGNATURE-----",
 )
 _ARMOUR = re.compile(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----\r?\n(.*?)-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL)
-
-
-def archive_keyrings(root: str = "/") -> list[str]:
-    """Return the files with keys of distributions' archives on this host, and those that its apt trusts everywhere."""
-    found = []
-    for folder, endings in ((KEYRING_FOLDER, ("-archive-keyring.gpg",)), (TRUSTED_FOLDER, (".gpg", ".asc"))):
-        path = os.path.join(root, folder.lstrip("/"))
-        try:
-            names = sorted(os.listdir(path))
-        except OSError:
-            continue
-        found += [os.path.join(path, name) for name in names if name.endswith(endings)]
-    return found
 
 
 def armoured_keys(text: bytes) -> bytes:
@@ -91,15 +76,25 @@ class Verifier:
         keyrings: files with public keys, binary or armoured.
         tmp: folder for short-lived files.
         environ: where PATH is looked up.
+        missing: what to do about missing keys, and instead: hint of the errors.
+        otherwise: what to do without a program that verifies.
 
     Raises (from `inline` and `detached`):
         HostError: there are no keys, or nothing that can verify.
         UserError: the signature is bad, or by nobody we know.
     """
 
-    def __init__(self, keyrings: Sequence[str], tmp: str, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        keyrings: Sequence[str],
+        tmp: str,
+        environ: Mapping[str, str] | None = None,
+        *,
+        missing: str = "",
+        otherwise: str = "",
+    ) -> None:
         self.keyrings = [path for path in keyrings if os.path.isfile(path)]
-        self.tmp = tmp
+        self.tmp, self.missing, self.otherwise = tmp, missing, otherwise
         self._path = (environ or {}).get("PATH") or os.environ.get("PATH") or "/usr/bin:/bin"
 
     def inline(self, message: bytes, what: str) -> bytes:
@@ -108,30 +103,27 @@ class Verifier:
         self.detached(text, signature, what)
         return text
 
-    def detached(self, text: bytes, signature: bytes, what: str) -> None:
-        """Check a signature that stands beside its text."""
+    def detached(self, text: bytes, signature: bytes, what: str) -> list[str]:
+        """Check a signature that stands beside its text; return the fingerprints of the keys that made it.
+
+        These are the primary keys' fingerprints in upper-case hexadecimal digits.
+        """
         if not self.keyrings:
-            raise HostError(
-                "no-keyring",
-                f"{what}: there is no keyring to check its signature with",
-                hint="install the distribution's archive keyring, name one with Keyring: FILE, or say Verify: no",
-            )
+            raise HostError("no-keyring", f"{what}: there is no keyring to check its signature with", hint=self.missing)
         program = shutil.which("gpgv", path=self._path) or shutil.which("sqv", path=self._path)
         folder = os.path.join(self.tmp, f"verify.{os.getpid()}")
         os.mkdir(folder, 0o700)
         try:
             if program is None:
-                self._sequoia(text, signature, what)
-                return
+                return self._sequoia(text, signature, what)
             files = []
             for name, data in (("text", text), ("signature", signature), ("keys.gpg", self._keys())):
                 files.append(os.path.join(folder, name))
                 with open(files[-1], "wb") as file:
                     file.write(data)
             if program.endswith("gpgv"):
-                self._gpgv(program, folder, files, what)
-            else:
-                self._sqv(program, files, what)
+                return self._gpgv(program, folder, files, what)
+            return self._sqv(program, files, what)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -142,7 +134,7 @@ class Verifier:
                 keys += armoured_keys(file.read(64 << 20))
         return keys
 
-    def _gpgv(self, program: str, folder: str, files: list[str], what: str) -> None:
+    def _gpgv(self, program: str, folder: str, files: list[str], what: str) -> list[str]:
         text, signature, keys = files
         argv = [program, "--homedir", folder, "--status-fd", "1", "--keyring", keys, signature, text]
         lines = _run(argv).stdout.decode("utf-8", "replace").splitlines()
@@ -152,47 +144,50 @@ class Verifier:
         if "BADSIG" in states:
             raise UserError("bad-signature", f"{what}: its signature is wrong; it was changed after it was signed")
         if "GOODSIG" in states and "VALIDSIG" in states:
-            return
+            # The last word of VALIDSIG is the primary key's fingerprint (GnuPG, doc/DETAILS).
+            return [word[-1].upper() for word in words if word[1] == "VALIDSIG"]
         for state, why in (("EXPKEYSIG", "its key has expired"), ("REVKEYSIG", "its key is revoked")):
             if state in states:
                 raise UserError("bad-signature", f"{what}: {why} ({' '.join(states[state][1:])})")
         unknown = [word[2] for word in words if word[1] == "NO_PUBKEY"]
-        self._nobody(what, unknown)
+        raise self._nobody(what, unknown)
 
-    def _sqv(self, program: str, files: list[str], what: str) -> None:
+    def _sqv(self, program: str, files: list[str], what: str) -> list[str]:
         text, signature, keys = files
         done = _run([program, "--keyring", keys, signature, text])
         if done.returncode:
             message = " ".join(done.stderr.decode("utf-8", "replace").split())
             raise UserError("bad-signature", f"{what}: {os.path.basename(program)} does not accept it: {message}")
+        return done.stdout.decode("ascii", "replace").upper().split()
 
-    def _sequoia(self, text: bytes, signature: bytes, what: str) -> None:
+    def _sequoia(self, text: bytes, signature: bytes, what: str) -> list[str]:
         try:
             import pysequoia  # type: ignore[import-not-found,unused-ignore]
         except ImportError:
             raise HostError(
                 "no-verifier",
                 f"{what}: nothing on this host can check its signature",
-                hint="install gpgv or sqv, or pip install pysequoia; Verify: no in the header goes without",
+                hint="install gpgv or sqv, or pip install pysequoia" + self.otherwise,
             ) from None
         known = pysequoia.Cert.split_bytes(self._keys())
-        why = ""
+        why, by = "", []
         for packet in _packets(signature):
             try:
                 result = pysequoia.verify(bytes=text, signature=pysequoia.Sig.from_bytes(packet), store=lambda _: known)
             except Exception as error:  # the extension raises nothing more special
                 why = why or str(error).partition("\n")[0]
                 continue
-            if result.valid_sigs:
-                return
+            by += [one.certificate.upper() for one in result.valid_sigs]
+        if by:
+            return by
         raise UserError("bad-signature", f"{what}: pysequoia does not accept it: {why or 'no signature'}")
 
-    def _nobody(self, what: str, keys: list[str]) -> None:
+    def _nobody(self, what: str, keys: list[str]) -> UserError:
         by = f" (signed by {', '.join(dict.fromkeys(keys))})" if keys else ""
-        raise UserError(
+        return UserError(
             "unknown-signer",
             f"{what}: not signed by a key of {', '.join(self.keyrings)}{by}",
-            hint="install the distribution's newer archive keyring, name one with Keyring: FILE, or say Verify: no",
+            hint=self.missing,
         )
 
 
