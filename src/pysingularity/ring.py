@@ -33,7 +33,7 @@ PARTS = (
         *("image", "image.scripts", "runtime.environment", "runtime.enter", "config", "image.open", "runtime.identity"),
         "runtime.prepare",
     ),
-    ("sif", "sif.layout", "sif.file", "linux.fuse", "runtime.warm"),
+    ("sif", "sif.layout", "sif.file", "linux.fuse", "runtime.layers", "runtime.warm"),
     (
         *("linux.loop", "squashfs", "squashfs.layout", "squashfs.codecs", "squashfs.inode", "squashfs.superblock"),
         *("squashfs.reader", "squashfs.serve", "image.mount"),

@@ -41,6 +41,33 @@ class Bind:
         return f"Bind({self.source}:{self.target}{':ro' if self.readonly else ''})"
 
 
+def absolute(path: str) -> str:
+    """Return the absolute path of a file.
+
+    Raises:
+        UserError: it is relative to a folder that is gone.
+    """
+    if not path.startswith("/"):
+        try:
+            path = f"{posix.getcwd()}/{path}"
+        except OSError:
+            raise UserError(
+                "no-folder", f"{path}: the current folder does not exist any more", hint="give an absolute path"
+            ) from None
+    return normal(path)
+
+
+def normal(path: str) -> str:
+    """Return an absolute path without empty parts, `.` and `..`."""
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/" + "/".join(parts)
+
+
 def parse_bind(text: str) -> list[Bind]:
     r"""Return the binds of one --bind: SRC[:DST[:OPTS]], several with commas, `\,` and `\:` stand for themselves.
 

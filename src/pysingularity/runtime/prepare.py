@@ -14,16 +14,15 @@ from pysingularity.errors import HostError, ImageError, UsageError, UserError
 from pysingularity.image.open import Image, open_image
 from pysingularity.image.scripts import is_name
 from pysingularity.linux import capabilities
-from pysingularity.linux.libc import MACHINE, call, encode, pointer
+from pysingularity.linux.libc import MACHINE
 from pysingularity.linux.namespaces import NEWIPC, NEWNET, NEWUTS
 from pysingularity.runtime import environment as env_rules
 from pysingularity.runtime import identity
-from pysingularity.runtime.binds import Bind, parse_bind, parse_mount
+from pysingularity.runtime.binds import Bind, absolute, normal, parse_bind, parse_mount
 from pysingularity.runtime.overlay import below
 from pysingularity.runtime.spec import (
     BIND,
     DEV,
-    EXT,
     FILE,
     KEEP,
     MQUEUE,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 
     from pysingularity.cli.options import Arguments
     from pysingularity.config import Settings
+    from pysingularity.runtime.layers import Layers
     from pysingularity.runtime.network import Connection
     from pysingularity.runtime.security import Security
 
@@ -77,12 +77,6 @@ LIMITS = (
     *("memory", "memory_reservation", "memory_swap", "cpus", "cpu_shares", "cpuset_cpus", "cpuset_mems"),
     *("pids_limit", "blkio_weight", "blkio_weight_device", "oom_kill_disable", "apply_cgroups"),
 )
-#: Types of file systems (statfs(2)) that cannot take the changes of an overlay: NFS, Lustre, FUSE, overlayfs, CIFS and
-#: SMB2, AFS, BeeGFS, GPFS, Ceph.
-NO_UPPER = {
-    *(0x6969, 0x0BD00BD0, 0x65735546, 0x794C7630, 0xFF534D42, 0xFE534D42, 0x5346414F, 0x19830326, 0x47504653),
-    0x00C36400,
-}
 PROMPT = "Singularity> "
 _TMPFS_MODE = 0o1777
 
@@ -128,9 +122,7 @@ class _Preparation:
         self.home_source, self.home = self._home()
         self.mounts: list[Mount] = []
         self.images: dict[str, Layer] = {}
-        self.upper_layer: Layer | None = None
-        self.upper = ""
-        self.programs: dict[str, str] = {}
+        self.over: Layers | None = None
         self.accelerator_variables: dict[str, str] = {}
         self.image_cwd = self.image_user = ""
         self.inside: tuple[int, int] | None = None
@@ -141,18 +133,20 @@ class _Preparation:
         options = self.options
         image = open_image(self.path)
         try:
-            layer, overlays = self._layers(image)
+            layer = Layer(SANDBOX, absolute(image.path)) if image.kind == "sandbox" else self._over().root(image)
             self._check(image, layer)
             self._ask_image(image)
         finally:
             image.plain = None  # the layer's from here on
             image.close()
-        upper, more = self._overlays()
-        overlays += more
-        if self.upper_layer is not None:
-            upper = self.upper_layer.path
-        self.upper = upper
-        self._changes()
+        if options.overlay:
+            self._over().of_options()
+        upper, upper_layer = "", None
+        if self.over is not None:
+            self.over.merge()
+            upper, upper_layer = self.over.upper, self.over.upper_layer
+        if upper_layer is not None:
+            upper = upper_layer.path
         if options.writable_tmpfs or options.compat:
             if self.writable:
                 raise UsageError("two-writers", "--writable and --writable-tmpfs cannot both be given")
@@ -186,11 +180,11 @@ class _Preparation:
             action=self.action,
             app=str(options.app or ""),
             shell=str(getattr(options, "shell", None) or ""),
-            writable=self.writable and self.upper_layer is None,
-            overlays=overlays,
+            writable=self.writable and upper_layer is None,
+            overlays=self.over.overlays if self.over else [],
             upper=upper,
-            upper_layer=self.upper_layer,
-            programs=self.programs,
+            upper_layer=upper_layer,
+            programs=self.over.programs if self.over else {},
             mounts=self.mounts,
             cwd=folders,
             cwd_required=bool(options.cwd),
@@ -261,18 +255,16 @@ class _Preparation:
         except OSError as error:
             raise UserError("no-network", f"--netns-path {path}: {error.strerror}") from None
 
+    def _over(self) -> Layers:
+        """Return what goes over the root; a plain sandbox does without."""
+        if self.over is None:
+            from pysingularity.runtime.layers import Layers
+
+            self.over = Layers(self.options, self.settings, self.environ, self.user.uid == 0)
+        return self.over
+
     def _name(self) -> str:
         return self.path.rstrip("/").rpartition("/")[2] or "/"
-
-    def _absolute(self, path: str) -> str:
-        if not path.startswith("/"):
-            try:
-                path = f"{posix.getcwd()}/{path}"
-            except OSError:
-                raise UserError(
-                    "no-folder", f"{path}: the current folder does not exist any more", hint="give an absolute path"
-                ) from None
-        return normal(path)
 
     def _check(self, image: Image, layer: Layer) -> None:
         """Refuse what cannot work, while it can still be said clearly."""
@@ -286,7 +278,7 @@ class _Preparation:
                     hint="pull or build the image for this machine (--arch), or install qemu-user-static",
                 )
         if self.writable:
-            if layer.kind == SQUASHFS and self.upper_layer is None:
+            if layer.kind == SQUASHFS and not (self.over and self.over.upper_layer):
                 raise ImageError(
                     "not-writable",
                     f"{self.path}: cannot be written: the image is read-only by its nature",
@@ -296,152 +288,6 @@ class _Preparation:
             if not posix.access(layer.path, posix.W_OK):
                 what = "sandbox" if layer.kind == SANDBOX else "image"
                 raise ImageError("not-writable", f"{self.path}: you have no permission to write into this {what}")
-
-    # --- images -------------------------------------------------------------------------------------------------------
-
-    def _layers(self, image: Image) -> tuple[Layer, list[Layer]]:
-        """Return the root layer of an image and the overlays it carries."""
-        path = self._absolute(image.path)
-        if image.kind == "sandbox":
-            return Layer(SANDBOX, path), []
-        if image.filesystem == "ext3":
-            self._need_fuse2fs(image.path)
-            return Layer(EXT, path, image.offset, image.size, writable=self.writable), []
-        if image.locked:
-            self._unlock(image)
-        layer = self._unpacked_if_needed(Layer(SQUASHFS, path, image.offset, image.size, plain=image.plain))
-        overlays = []
-        for part in image.overlays:
-            if part.filesystem == "squashfs":
-                overlays.append(Layer(SQUASHFS, path, part.offset, part.size))
-            elif part.filesystem == "ext3" and self.writable and self.upper_layer is None:
-                self._need_fuse2fs(image.path)
-                self.upper_layer = Layer(EXT, path, part.offset, part.size, writable=True)
-            elif part.filesystem == "ext3" and self._may_mount_ext():
-                overlays.append(Layer(EXT, path, part.offset, part.size))
-            else:
-                messages.warning(
-                    f"{image.path}: its {part.filesystem} overlay is left out"
-                    + (": fuse2fs is not installed" if part.filesystem == "ext3" else "")
-                )
-        return layer, overlays
-
-    def _unlock(self, image: Image) -> None:
-        """Open an encrypted image with the key that the caller gives."""
-        from pysingularity.terminal import ask_passphrase
-        from pysingularity.trust.encryption import key_of
-
-        options = self.options
-        ask = ask_passphrase if options.passphrase else None
-        image.unlock(key_of(self.environ, pem_path=str(options.pem_path or ""), ask=ask))
-
-    def _may_mount_ext(self) -> bool:
-        """Say whether something here can mount ext3: the kernel for root, fuse2fs for others."""
-        from pysingularity.runtime.helpers import find  # rarely used
-
-        program = find("fuse2fs", self.environ.get("PATH", ""))
-        if program:
-            self.programs["fuse2fs"] = program
-        return bool(program) or (self.user.uid == 0 and posix.access("/dev/loop-control", posix.R_OK))
-
-    def _need_fuse2fs(self, path: str) -> None:
-        if not self._may_mount_ext():
-            raise HostError(
-                "no-fuse2fs",
-                f"{path}: holds an ext3 file system, and fuse2fs, which mounts it for ordinary users, is not installed",
-                hint="administrator: install fuse2fs; or convert the image: singularity build --sandbox DIR IMAGE",
-            )
-
-    def _unpacked_if_needed(self, layer: Layer) -> Layer:
-        """Return the layer, or the folder of its unpacked files where nothing here can mount it."""
-        from pysingularity.linux.fuse import usable  # without the server, which a warm image does not need
-
-        driver = "unpacked" if self.options.unsquash else str(self.settings["image driver"])
-        if layer.plain is not None:  # neither the kernel nor another program knows how to read it
-            if driver == "unpacked" or not usable():
-                from pysingularity.image.unpacked import in_memory  # brings in the whole unpacker
-
-                messages.verbose("the image is encrypted and cannot be mounted: its files are unpacked into memory")
-                layer.fill = in_memory(layer.plain, layer.path)
-            return layer
-        if driver == "squashfuse" and "squashfuse_ll" not in self.programs:
-            from pysingularity.runtime.helpers import find
-
-            program = find("squashfuse_ll", self.environ.get("PATH", ""))
-            if not program:
-                raise HostError(
-                    "no-squashfuse",
-                    "the setting is image driver = squashfuse, and squashfuse_ll is not installed",
-                    hint="administrator: install squashfuse, or set image driver = auto",
-                )
-            self.programs["squashfuse_ll"] = program
-        kernel = self.user.uid == 0 and posix.access("/dev/loop-control", posix.R_OK)
-        if driver != "unpacked" and (usable() or (kernel and driver != "python")):
-            return layer
-        if driver != "unpacked":
-            messages.info("/dev/fuse cannot be opened: the image is unpacked into the cache (once)")
-        from pysingularity.image.unpacked import unpacked  # brings in the whole unpacker
-
-        return Layer(SANDBOX, unpacked(layer.path, layer.offset, layer.size, self.environ))
-
-    def _changes(self) -> None:
-        """See to it that what takes the changes can be the upper layer of an overlay; else find a program that can."""
-        upper = self.upper_layer
-        if upper is None and not (self.upper and self.upper != "tmpfs" and _refuses_overlays(self.upper)):
-            return
-        if upper is not None and self.user.uid == 0 and posix.access("/dev/loop-control", posix.R_OK):
-            return
-        from pysingularity.runtime.helpers import find
-
-        program = find("fuse-overlayfs", self.environ.get("PATH", ""))
-        if program:
-            self.programs["fuse-overlayfs"] = program
-        elif upper is not None:
-            raise HostError(
-                "no-fuse-overlayfs",
-                f"{upper.path}: changes to an ext3 file system need fuse-overlayfs, which is not installed",
-                hint="administrator: install fuse-overlayfs; or use a folder: --overlay DIR",
-            )
-
-    def _overlays(self) -> tuple[str, list[Layer]]:
-        """Return the place that takes changes ("" for none) and the read-only layers of --overlay, lowest first."""
-        upper, layers = "", []
-        for text in self.options.overlay:  # type: ignore[attr-defined]
-            path, _, mode = str(text).rpartition(":")
-            if mode not in ("ro", "rw") or not path:
-                path, mode = str(text), ""
-            path = self._absolute(path)
-            image = open_image(path)
-            image.close()
-            if image.kind == "sandbox":
-                if mode == "ro":
-                    layers.append(Layer(SANDBOX, f"{path}/upper" if posix.access(f"{path}/upper", 0) else path))
-                    continue
-                if upper:
-                    raise UserError("two-writers", "only one --overlay can be writable; give the others as PATH:ro")
-                if self.writable:
-                    raise UsageError("two-writers", "--writable and a writable --overlay cannot both be given")
-                upper = path
-            elif image.filesystem == "ext3":
-                self._need_fuse2fs(path)
-                if mode != "ro":
-                    if upper or self.upper_layer:
-                        raise UserError("two-writers", "only one --overlay can be writable; give the others as PATH:ro")
-                    if self.writable:
-                        raise UsageError("two-writers", "--writable and a writable --overlay cannot both be given")
-                    upper = path
-                    self.upper_layer = Layer(EXT, path, image.offset, image.size, writable=True)
-                else:
-                    layers.append(Layer(EXT, path, image.offset, image.size))
-            elif image.filesystem == "squashfs":
-                layers.append(self._unpacked_if_needed(Layer(SQUASHFS, path, image.offset, image.size)))
-            else:
-                raise ImageError(
-                    "unsupported-image",
-                    f"--overlay {text}: its file system ({image.filesystem}) cannot be mounted here",
-                    hint="use a folder instead: mkdir DIR; singularity exec --overlay DIR ...",
-                )
-        return upper, layers
 
     # --- mounts -------------------------------------------------------------------------------------------------------
 
@@ -493,7 +339,7 @@ class _Preparation:
 
     def _work_folder(self, name: str, mode: int) -> str:
         """Make a folder in --workdir and return its path."""
-        base = self._absolute(str(self.options.workdir))
+        base = absolute(str(self.options.workdir))
         if not _is_folder(base):
             raise UserError("no-workdir", f"--workdir {self.options.workdir}: there is no such folder")
         path = base
@@ -520,7 +366,7 @@ class _Preparation:
         parts = str(text).split(":")
         if len(parts) > 2 or not parts[0]:
             raise UserError("bad-home", f"--home {text}: not of the form SRC[:DST]")
-        source = self._absolute(parts[0])
+        source = absolute(parts[0])
         target = parts[1] if len(parts) == 2 and parts[1] else source
         if not target.startswith("/"):
             raise UserError("bad-home", f"--home {text}: the place in the container must be an absolute path")
@@ -572,8 +418,8 @@ class _Preparation:
         return found
 
     def _bind(self, one: Bind, optional: bool) -> None:
-        source = self._absolute(one.source)
-        target = one.target if one.target.startswith("/") else self._absolute(one.target)
+        source = absolute(one.source)
+        target = one.target if one.target.startswith("/") else absolute(one.target)
         target = normal(target)
         if target == "/":
             raise UserError("bad-bind", f"--bind {one.source}:{one.target}: the root itself cannot be covered")
@@ -703,7 +549,7 @@ class _Preparation:
             messages.warning("HOME cannot be set by variables: use --home")
             del forced["HOME"]
         path, prepend, append = (forced.pop(name, "") for name in ("PATH", "PREPEND_PATH", "APPEND_PATH"))
-        container = self._absolute(self.path)
+        container = absolute(self.path)
         # The places in the container: a container inside this one finds what was bound there.
         listed = ",".join(one.target for one, _ in binds)
         own = {
@@ -839,17 +685,6 @@ def prepare_joining(
     return _Preparation(action, path, words, arguments, environ).joining()
 
 
-def normal(path: str) -> str:
-    """Return an absolute path without empty parts, `.` and `..`."""
-    parts: list[str] = []
-    for part in path.split("/"):
-        if part == "..":
-            parts = parts[:-1]
-        elif part not in ("", "."):
-            parts.append(part)
-    return "/" + "/".join(parts)
-
-
 def parse_env(text: str) -> dict[str, str]:
     """Return the variables of one --env: NAME=VALUE, also several with commas (one that no name follows is text).
 
@@ -868,16 +703,6 @@ def parse_env(text: str) -> dict[str, str]:
         else:
             raise UsageError("bad-env", f"--env {text}: must be formatted as NAME=VALUE")
     return found
-
-
-def _refuses_overlays(path: str) -> bool:
-    """Say whether a folder lies on a file system of which the kernel is known to make no upper layer: statfs(2)."""
-    buffer = bytearray(256)
-    try:
-        call("statfs", encode(path), pointer(buffer), path=path)
-    except OSError:
-        return False
-    return int.from_bytes(buffer[:8], "little") & 0xFFFFFFFF in NO_UPPER
 
 
 def _is_folder(path: str) -> bool:
