@@ -3,7 +3,8 @@
 
 A partition of type 6 is a squashfs with two files in it: `gocryptfs.conf` and the encrypted squashfs, whose name begins
 "squashfs-" (`trust.gocryptfs`). The passphrase is the user's; or it was drawn at random, and a crypto message beside
-the partition holds it, encrypted for an RSA key. A partition of type 5 is a LUKS2 volume (`trust.luks`).
+the partition holds it, encrypted for an RSA key. A partition of type 5 is a LUKS2 volume (`trust.luks`), whose key is
+found in the same two ways.
 
 Nothing here writes plain bytes anywhere: readers get them through `Plain.pread`, and a key is only ever in memory.
 """
@@ -166,11 +167,14 @@ def open_partition(
         secret = _secret(sif, key, path)
         if kind == "gocryptfs":
             return _gocryptfs(own, offset, size, key, secret, path)
-        raise ImageError(
-            "unsupported-image",
-            f"{path}: is encrypted as a LUKS volume, which cannot be read in this version",
-            hint="an administrator can run it with another implementation; build it anew as an ordinary user",
-        )
+        from pysingularity.trust.luks import open_volume  # images that root made
+
+        try:
+            return open_volume(own, offset, size, secret, path)
+        except gocryptfs.WrongKeyError:
+            raise key.wrong(path) from None
+        except ValueError as error:
+            raise ImageError("unsupported-encryption", f"{path}: cannot be decrypted: {error}") from None
     except BaseException:
         os.close(own)
         raise

@@ -103,3 +103,48 @@ def _oaep() -> OAEP:
     from cryptography.hazmat.primitives.hashes import SHA256
 
     return OAEP(MGF1(SHA256()), SHA256(), None)
+
+
+def xts_decrypt(key: bytes, data: bytes, number: int, size: int) -> bytes:
+    """Return sectors of AES-XTS decrypted.
+
+    Arguments:
+        key: both halves, 32 or 64 bytes.
+        data: whole sectors of `size` bytes.
+        number: of the first sector, in units of 512 bytes; the tweak of each is its number.
+    """
+    thirdparty.enable()
+    from cryptography.hazmat.primitives.ciphers import Cipher
+    from cryptography.hazmat.primitives.ciphers.algorithms import AES
+    from cryptography.hazmat.primitives.ciphers.modes import XTS
+
+    algorithm, step = AES(key), size // 512
+    return b"".join(
+        Cipher(algorithm, XTS((number + at // size * step).to_bytes(16, "little")))
+        .decryptor()
+        .update(data[at : at + size])
+        for at in range(0, len(data), size)
+    )
+
+
+def argon2(kind: str, password: bytes, salt: bytes, length: int, passes: int, lanes: int, memory: int) -> bytes:
+    """Return a key made of a passphrase by Argon2 (RFC 9106).
+
+    Arguments:
+        kind: "argon2i" or "argon2id".
+        length: bytes of the key; `memory` is in KiB.
+
+    Raises:
+        ValueError: the parameters do not fit, or the package is too old. MemoryError: there is not so much.
+    """
+    thirdparty.enable()
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    try:
+        from cryptography.hazmat.primitives.kdf import argon2 as module
+
+        maker = getattr(module, {"argon2i": "Argon2i", "argon2id": "Argon2id"}[kind])
+        function = maker(salt=salt, length=length, iterations=passes, lanes=lanes, memory_cost=memory)
+    except (ImportError, AttributeError, UnsupportedAlgorithm):
+        raise ValueError(f"its passphrase is guarded by {kind}, which needs a newer package cryptography") from None
+    return bytes(function.derive(password))
