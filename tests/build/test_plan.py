@@ -83,6 +83,19 @@ def test_hashes_change_with_content_and_only_from_there_on(tmp_path):
     assert same == [True] * 7 + [False] * 5
 
 
+@pytest.mark.parametrize("patience", [0.0, 60.0])
+def test_reading_many_files_is_said_once_when_it_takes_long(tmp_path, monkeypatch, capfd, patience):
+    (tmp_path / "data").mkdir()
+    for name in "abc":
+        (tmp_path / "data" / name).write_bytes(bytes(3 << 20))
+    hashes = [make(FULL, directory=str(tmp_path)).steps[-1].id]
+    capfd.readouterr()
+    monkeypatch.setattr(plan, "PATIENCE", patience)
+    hashes.append(make(FULL, directory=str(tmp_path)).steps[-1].id)
+    assert hashes[0] == hashes[1]
+    assert capfd.readouterr().err.count("reading what %files copies") == (0 if patience else 1)
+
+
 def test_hash_does_not_depend_on_the_time_of_files(tmp_path):
     (tmp_path / "data").write_text("1")
     before = make(FULL, directory=str(tmp_path)).steps[-1].id

@@ -12,8 +12,11 @@ import hashlib
 import os
 import re
 import stat
+import time
 from dataclasses import dataclass
+from typing import BinaryIO
 
+from pysingularity import messages
 from pysingularity.build.bootstrap import AGENTS
 from pysingularity.build.request import RECIPE, REFERENCE, SANDBOX, BuildRequest
 from pysingularity.build.sections import app_entries, post_script
@@ -32,6 +35,9 @@ PRE, BOOTSTRAP, APPS, STAGE_FILES, SETUP, FILES, POST = (
 )
 #: Kinds of step at the end of the last stage, and of builds without a recipe.
 METADATA, TEST, ASSEMBLE, REUSE, CONVERT = "metadata", "test", "assemble", "reuse", "convert"
+#: Seconds after which people are told what is being read.
+PATIENCE = 1.0
+CHUNK = 1 << 20
 _STEP = re.compile(r"\s*#\s*step\b[ \t:]*(.*)", re.IGNORECASE)
 #: Sections that need a root file system on disk: without any of them an image's blocks are copied as they are.
 NEED_ROOT = ("pre", "setup", "post", "appinstall")
@@ -248,9 +254,9 @@ def base_mark(stage: Stage, directory: str) -> str:
     except OSError:
         return ""
     if stat.S_ISDIR(status.st_mode):
-        digest = hashlib.sha256()
-        _add(digest, path, (), 0)
-        return digest.hexdigest()
+        content = _Content()
+        content.add(path)
+        return content.digest.hexdigest()
     return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
 
 
@@ -270,31 +276,49 @@ def _apt_sources() -> str:
 def content_hash(pairs: list[FilePair], directory: str) -> str:
     """Return a hash of what lines of %files would copy: names, modes and contents, links followed.
 
-    What is missing or unreadable counts as missing; copying reports it.
+    What is missing or unreadable counts as missing; copying reports it. When it takes long, one line says what for.
     """
-    digest = hashlib.sha256()
+    content = _Content()
     for pair in pairs:
-        digest.update(f"\0{pair.source}\0{pair.target}".encode("utf-8", "surrogateescape"))
+        content.digest.update(f"\0{pair.source}\0{pair.target}".encode("utf-8", "surrogateescape"))
         pattern = os.path.join(directory, pair.source)
         names = sorted(glob.glob(pattern)) if glob.has_magic(pair.source) else [pattern]
         for name in names:
-            _add(digest, name, (), 0)
-    return digest.hexdigest()
+            content.add(name)
+    return content.digest.hexdigest()
 
 
-def _add(digest: hashlib._Hash, path: str, seen: tuple[tuple[int, int], ...], depth: int) -> None:
-    digest.update(os.path.basename(path).encode("utf-8", "surrogateescape") + b"\0")
-    try:
-        status = os.stat(path)
-        digest.update(b"%o" % status.st_mode)
-        if stat.S_ISDIR(status.st_mode):
-            mark = (status.st_dev, status.st_ino)
-            if mark in seen or depth > 200:
-                return
-            for name in sorted(os.listdir(path)):
-                _add(digest, os.path.join(path, name), (*seen, mark), depth + 1)
-        elif stat.S_ISREG(status.st_mode):
-            with open(path, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    except OSError:
-        digest.update(b"missing")
+class _Content:
+    """The hash of files and folders."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self._until = time.monotonic() + PATIENCE
+
+    def add(self, path: str, seen: tuple[tuple[int, int], ...] = ()) -> None:
+        """Take a path in; `seen` are the folders that it was reached through, against links in circles."""
+        digest = self.digest
+        digest.update(os.path.basename(path).encode("utf-8", "surrogateescape") + b"\0")
+        try:
+            status = os.stat(path)
+            digest.update(b"%o" % status.st_mode)
+            if stat.S_ISDIR(status.st_mode):
+                mark = (status.st_dev, status.st_ino)
+                if mark in seen or len(seen) > 200:
+                    return
+                for name in sorted(os.listdir(path)):
+                    self.add(os.path.join(path, name), (*seen, mark))
+            elif stat.S_ISREG(status.st_mode):
+                with open(path, "rb") as stream:
+                    self._file(stream)
+        except OSError:
+            digest.update(b"missing")
+
+    def _file(self, stream: BinaryIO) -> None:
+        made = hashlib.sha256()
+        while data := stream.read(CHUNK):
+            made.update(data)
+            if self._until and time.monotonic() > self._until:
+                self._until = 0.0
+                messages.info("reading what %files copies, to know whether it has changed since the last build")
+        self.digest.update(made.digest())
