@@ -325,6 +325,7 @@ def test_damaged_cached_image_is_made_anew(fake, settings):
     os.truncate(path, 5000)
     found = pull(reference, settings(pull="missing"))
     assert not found.cached and content(found.path, "a") == b"1"
+    os.chmod(path, 0o755)
     with open(path, "r+b") as file:  # same length, other bytes
         file.seek(-100, 2)
         file.write(b"spoilt")

@@ -84,7 +84,8 @@ def on_disk():
             kind = kinds[stat.S_IFMT(status.st_mode) >> 12]
             content: object = 0
             if kind == "file":
-                content = Path(os.fsdecode(full)).read_bytes()
+                # An ordinary user may not even open one of mode 0.
+                content = Path(os.fsdecode(full)).read_bytes() if status.st_size else b""
             elif kind == "symlink":
                 content = os.readlink(full)
             elif kind in ("char", "block"):
@@ -245,7 +246,7 @@ def scan(top: Path) -> Node:
         if made.kind == "symlink":
             made.target = os.fsencode(os.readlink(path))
         elif made.kind == "file":
-            made.source = path.read_bytes()
+            made.source = path.read_bytes() if status.st_size else b""
         elif made.kind == "dir":
             for below in path.iterdir():
                 key = below.lstat().st_dev, below.lstat().st_ino
