@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
+import resource
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +22,7 @@ from pysingularity.sif import layout
 from pysingularity.sif.file import SifObject, create, plan
 from pysingularity.squashfs.node import Node
 from pysingularity.squashfs.writer import SquashfsWriter
+from pysingularity.trust.encryption import Key
 from pysingularity.trust.gocryptfs import Conf
 from users import BIN
 
@@ -30,20 +35,31 @@ NOISE = random.Random(7).randbytes(700_001)
 SUM = hashlib.md5(NOISE).hexdigest()
 
 
-@pytest.fixture(params=["subuid", "plain"])
-def as_user(request):
-    """Both kinds of ordinary users."""
-    return request.getfixturevalue(f"as_{request.param}_user")
+#: The encrypted image, made once.
+MADE: list[bytes] = []
+
+
+@pytest.fixture
+def as_user(as_plain_user):
+    """An ordinary user with nothing but the package."""
+    return as_plain_user
+
+
+@pytest.fixture
+def box(box):
+    """The sandbox with a file of noise and one of text."""
+    (box / "opt/noise").write_bytes(NOISE)
+    (box / "opt/text").write_text("the plain text of it all\n" * 4000)
+    return box
 
 
 @pytest.fixture
 def locked(sing, box, as_user):
-    """A sandbox with a file of noise, as an image encrypted with a passphrase."""
-    as_user.own(box / "opt")
-    (box / "opt/noise").write_bytes(NOISE)
-    (box / "opt/text").write_text("the plain text of it all\n" * 4000)
-    sing("build", "--encrypt", "locked.sif", box, env=KEY, check=True)
-    return as_user.tmp / "locked.sif"
+    """The sandbox as an image encrypted with a passphrase."""
+    if not MADE:
+        sing("build", "--encrypt", "first.sif", box, env=KEY, check=True)
+        MADE.append((as_user.tmp / "first.sif").read_bytes())
+    return as_user.write("locked.sif", MADE[0], 0o755)
 
 
 @pytest.fixture
@@ -143,6 +159,69 @@ def test_warm_image_is_shared_by_those_who_have_the_key(sing, locked, fuse):
     assert start(KEY).stdout == first.stdout
 
 
+@pytest.mark.fuse
+def test_second_start_is_spared_the_price_of_the_passphrase(sing, locked, fuse):
+    env = {**KEY, "SINGULARITY_IMAGE_KEEP": "20"}
+
+    def price():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        sing("exec", locked, "true", env=env, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    cold = price()
+    assert min(price() for _ in range(3)) < cold / 2
+
+
+def sockets(user):
+    """Return where keepers of encrypted images of this user are asked."""
+    found = as_found(
+        user, "find /run/user/$(id -u)/singularity /dev/shm/singularity-$(id -u) -name '*.key' 2>/dev/null"
+    )
+    return set(found)
+
+
+def as_found(user, script):
+    return user(["sh", "-c", script]).stdout.split()
+
+
+ASK = """
+import socket, sys
+asker = socket.socket(socket.AF_UNIX); asker.settimeout(5); asker.connect(sys.argv[1])
+asker.sendall(bytes.fromhex(sys.argv[2])); print(asker.recv(64).hex())
+"""
+
+
+@pytest.mark.fuse
+def test_keeper_tells_the_key_to_nobody_without_proof(sing, as_user, locked, fuse):
+    before = sockets(as_user)
+    sing("exec", locked, "true", env={**KEY, "SINGULARITY_IMAGE_KEEP": "20"}, check=True)
+    (place,) = sockets(as_user) - before
+    proof = Key(passphrase=SECRET.encode()).proof()
+    for wrong in (bytes(32), proof[:31], proof[:-1] + bytes([proof[-1] ^ 1])):
+        assert as_user([sys.executable, "-c", ASK, place, wrong.hex()]).stdout.strip() == ""
+    assert len(as_user([sys.executable, "-c", ASK, place, proof.hex()]).stdout.strip()) == 64
+    # Nobody else gets even there.
+    assert os.stat(os.path.dirname(place)).st_mode & 0o077 == 0
+
+
+@pytest.mark.fuse
+def test_killed_keeper_costs_the_next_start_its_patience_only(sing, as_user, locked, fuse):
+    env = {**KEY, "SINGULARITY_IMAGE_KEEP": "4"}
+    before = sockets(as_user)
+    sing("exec", locked, "true", env=env, check=True)
+    (place,) = sockets(as_user) - before
+    for pid in as_found(as_user, f"grep -lsa {locked} /proc/[0-9]*/cmdline | cut -d / -f 3"):
+        with contextlib.suppress(OSError):
+            if b"singularity-kp" in Path(f"/proc/{pid}/comm").read_bytes():
+                os.kill(int(pid), signal.SIGKILL)
+    assert sing("exec", locked, "echo", "again", env=env).stdout == "again\n"
+    deadline = time.monotonic() + 40
+    while place in sockets(as_user):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def test_unpacked_image_is_in_memory_only(sing, as_user, locked):
     script = "md5sum /opt/noise; touch /opt/x 2>&1; ls -ld /opt | tr -s ' ' | cut -d ' ' -f 3"
     result = sing("exec", "--unsquash", locked, "sh", "-c", script, env=KEY)
@@ -167,10 +246,30 @@ def test_instance_of_an_encrypted_image(sing, locked, fuse):
 
 
 @pytest.mark.fuse
+def test_user_with_subordinate_ids_does_all_of_it_too(as_subuid_user, locked, box, fuse):
+    program = ["singularity"]
+    for words in ([], ["--fakeroot"], ["--unsquash"]):
+        result = as_subuid_user([*program, "exec", *words, locked, "md5sum", "/opt/noise"], env=KEY)
+        assert noise_sum(result) == SUM
+    as_subuid_user([*program, "build", "--encrypt", "own.sif", locked], env=KEY, check=True)
+    assert noise_sum(as_subuid_user([*program, "exec", "own.sif", "md5sum", "/opt/noise"], env=KEY)) == SUM
+
+
+@pytest.mark.fuse
 def test_changes_over_an_encrypted_image(sing, locked, fuse):
     script = "echo new > /opt/text && cat /opt/text"
     assert sing("exec", "--writable-tmpfs", locked, "sh", "-c", script, env=KEY).stdout == "new\n"
     assert sing("exec", "--fakeroot", locked, "id", "-u", env=KEY).stdout == "0\n"
+
+
+def test_conversions_take_the_key(sing, locked, tool):
+    for words, env in (((), {}), ((), OTHER)):
+        assert sing("convert", *words, locked, "plain.sif", env=env).returncode == 255
+    sing("convert", locked, "plain.sif", env=KEY, check=True)
+    assert "Squashfs" in sing("sif", "list", "plain.sif", check=True).stdout
+    sing("convert", "--to", "docker-archive", "--passphrase", locked, "a.tar", input=f"{SECRET}\n", check=True)
+    names = subprocess.run([tool("tar"), "-tf", locked.parent / "a.tar"], capture_output=True, text=True, check=True)
+    assert "manifest.json" in names.stdout
 
 
 def test_inspect_needs_no_key(sing, locked):

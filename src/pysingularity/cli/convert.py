@@ -14,12 +14,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pysingularity.trust.encryption import Key
+
 USAGE = "IN OUT"
 COUNT = (2, 2)
 HELP = """\
 Turn the image IN (a SIF file, a bare squashfs or ext3 image, a sandbox, or a reference such as docker-archive:FILE or
 oci:FOLDER) into OUT, which is a SIF file unless you say otherwise. A squashfs whose compression stays is copied block
-by block, so that this takes a second.
+by block, so that this takes a second. OUT is never encrypted; see: singularity build --encrypt.
 
     singularity convert image.simg image.sif
     singularity convert --to sandbox image.sif folder
@@ -36,6 +38,8 @@ OPTIONS = (
     Option("level", "Compress with this effort", kind=TEXT, metavar="N"),
     Option("threads", "Use this many threads", kind=TEXT, metavar="N"),
     Option("name", "Name the image NAME[:TAG] in an archive or layout", kind=TEXT, metavar="NAME"),
+    Option("passphrase", "Ask for the passphrase of an encrypted IN (or set SINGULARITY_ENCRYPTION_PASSPHRASE)"),
+    Option("pem-path", "Open an encrypted IN with the private RSA key in FILE", kind=TEXT, metavar="FILE"),
     Option("json", "Print what was written, with digests, as JSON", short="j"),
 )
 
@@ -75,9 +79,14 @@ def _convert(arguments: Arguments, source: str, target: str) -> int:
         raise UsageError("level-alone", "--level needs --compress", hint="for example: --compress zstd --level 6")
     if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
         raise UserError("same-file", f"{target}: is the image itself", hint="choose another name for the result")
+    from pysingularity.terminal import ask_passphrase
+    from pysingularity.trust.encryption import key_of
+
+    ask = ask_passphrase if arguments.passphrase else None
+    key = key_of(os.environ, pem_path=str(arguments.pem_path or ""), ask=ask)
     with Orderly():
         if kind == "sandbox":
-            written = _sandbox(source, target, bool(arguments.force), threads)
+            written = _sandbox(source, target, bool(arguments.force), threads, key)
         elif kind in ("sif", "squashfs"):
             from pysingularity.image.convert import to_file
 
@@ -89,6 +98,7 @@ def _convert(arguments: Arguments, source: str, target: str) -> int:
                 level=level,
                 threads=threads,
                 force=bool(arguments.force),
+                key=key,
                 say=messages.warning,
             )
             written = {"size": made.size, "id": made.identity, "partitionDigest": made.partition_digest}
@@ -102,6 +112,7 @@ def _convert(arguments: Arguments, source: str, target: str) -> int:
                 name=str(arguments.name or ""),
                 threads=threads,
                 force=bool(arguments.force),
+                key=key,
             )
             written = {"imageId": identity}
     if arguments.json:
@@ -113,11 +124,12 @@ def _convert(arguments: Arguments, source: str, target: str) -> int:
     return 0
 
 
-def _sandbox(source: str, target: str, force: bool, workers: int | None) -> dict[str, Any]:
+def _sandbox(source: str, target: str, force: bool, workers: int | None, key: Key | None) -> dict[str, Any]:
     from pysingularity.image.convert import to_sandbox
     from pysingularity.image.open import open_image
 
     with open_image(source) as image:
+        image.unlock(key)
         made = to_sandbox(image, target, workers=workers, force=force)
     if made.devices:
         messages.info(f"{len(made.devices)} device nodes were left out: only root may make them")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pysingularity.squashfs.inode import Inode
     from pysingularity.squashfs.node import Node
     from pysingularity.squashfs.reader import SquashfsImage
+    from pysingularity.trust.encryption import Key
 
     class Sink(Protocol):
         """Where the bytes of a layer go."""
@@ -71,6 +72,7 @@ def export(
     when: int | None = None,
     force: bool = False,
     owners: Owners | None = None,
+    key: Key | None = None,
 ) -> str:
     """Write an image as an archive for Docker, an OCI layout, or an archive of one; return the image's id.
 
@@ -83,6 +85,7 @@ def export(
         when: time of creation; by default SOURCE_DATE_EPOCH, else that of the newest file.
         force: replace what stands at `output`.
         owners: for sandboxes, see `scan_directory`.
+        key: opens an image that is encrypted.
 
     Raises:
         SingularityError: the image cannot be read, or the output cannot be written.
@@ -90,6 +93,7 @@ def export(
     when = epoch(os.environ) if when is None else when
     repository, tag = reference_of(name or os.path.basename(output.rstrip("/")))
     with open_image(source) as image:
+        image.unlock(key)
         if image.kind != "sandbox" and image.filesystem != "squashfs":
             from pysingularity.image.convert import unpack_into
 

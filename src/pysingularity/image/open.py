@@ -16,6 +16,7 @@ from pysingularity.errors import ImageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from pysingularity.sif.file import SifFile
@@ -90,8 +91,11 @@ class Image:
         """Whether a key is needed to read the root file system."""
         return self.filesystem in ("encrypted", "gocryptfs")
 
-    def unlock(self, key: Key | None) -> None:
+    def unlock(self, key: Key | None, *, recall: Callable[[bytes], bytes] | None = None) -> None:
         """Open an encrypted root file system with a key; any other image is left as it is.
+
+        Arguments:
+            recall: see `trust.encryption.open_partition`.
 
         Raises:
             UserError: "needs-key", "wrong-key". ImageError: damaged.
@@ -99,7 +103,8 @@ class Image:
         if self.locked:
             from pysingularity.trust.encryption import open_partition  # loads ciphers
 
-            self.use(open_partition(self.fd, self.offset, self.size, self.sif, self.filesystem, key, self.path))
+            where = (self.fd, self.offset, self.size, self.sif)
+            self.use(open_partition(*where, self.filesystem, key, self.path, recall=recall))
 
     def use(self, plain: Plain) -> None:
         """Take the opened root file system of this image."""

@@ -78,12 +78,15 @@ class Layers:
 
     def _unlock(self, image: Image) -> None:
         """Open an encrypted image with the key that the caller gives."""
+        from pysingularity.runtime.warm import recall
         from pysingularity.terminal import ask_passphrase
         from pysingularity.trust.encryption import key_of
 
-        options = self.options
-        ask = ask_passphrase if options.passphrase else None
-        image.unlock(key_of(self.environ, pem_path=str(options.pem_path or ""), ask=ask))
+        path = absolute(image.path)
+        ask = ask_passphrase if self.options.passphrase else None
+        key = key_of(self.environ, pem_path=str(self.options.pem_path or ""), ask=ask)
+        # What is opened begins at its own 0, wherever it lies in the file.
+        image.unlock(key, recall=lambda proof: recall(path, 0, proof))
 
     def _may_mount_ext(self) -> bool:
         """Say whether something here can mount ext3: the kernel for root, fuse2fs for others."""

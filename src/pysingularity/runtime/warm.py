@@ -5,7 +5,8 @@ A sleeping process, the keeper, holds a mount namespace with the image in it, as
 some seconds after. The next start joins that (and its user namespace) and takes a copy, which is as good as an own
 one: no server to start, and all containers of the user share one server and one page cache. The keeper only ever lets
 go of its own namespace; the file system ends with the last container. It is joined only when the host's mounts are
-exactly those it saw, so nobody gets an old view.
+exactly those it saw, so nobody gets an old view. The keeper of an encrypted image also remembers what opened it
+(`recall`), so that a passphrase need not be made a key again at each start, which is expensive on purpose.
 
 A keeper is found through a small file in a folder that belongs to the user alone: pid and start time of the process,
 the place of the image, and the list of mounts. A lock lets one of many first starters mount and the others wait.
@@ -25,6 +26,8 @@ from pysingularity.linux.process import close_others, set_name, start_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
+
     from pysingularity.runtime.spec import Layer
 
 #: How long a start waits for another one that is mounting the same image, in seconds. Many starts at once on a busy
@@ -45,16 +48,14 @@ class Warm:
         self.seconds, self.tree, self.joined, self._lock = seconds, -1, False, -1
         self._holds = self._kept = False
         self.view = _read("/proc/self/mountinfo")
-        self.path = ""
-        folder = _folder()
-        if folder:
-            state = posix.stat(layer.path)
-            self.path = (
-                f"{folder}/{state.st_dev:x}-{state.st_ino:x}-{state.st_size:x}-{state.st_mtime_ns:x}"
-                f"-{layer.offset:x}-{posix.getgid()}"
-            )
-            if layer.plain is not None:  # another key is another image
-                self.path += f"-{layer.plain.tag}"
+        self.path = place_of(layer.path, layer.offset)
+        self._memory: tuple[bytes, bytes] | None = None
+        self._questions = ""
+        if self.path and layer.plain is not None:
+            import _socket  # noqa: F401  # the keeper is made when its file may be out of sight
+
+            self._memory, self._questions = layer.plain.memory, f"{self.path}.key"
+            self.path += f"-{layer.plain.tag}"  # another key is another image
 
     def join(self, namespaces: int) -> bool:
         """Enter the keeper's namespaces and take a copy; return whether there was one.
@@ -175,12 +176,16 @@ class Warm:
         mine = posix.fstat(file).st_ino
         posix.close(file)
         posix.rename(draft, self.path)
+        listener = self._listen()
         posix.write(ready, b"x")
         posix.close(ready)
         _sweep(self.path.rpartition("/")[0])
         left: float = self.seconds
         while left > 0:
-            time.sleep(left)
+            if listener is None:
+                time.sleep(left)
+            else:
+                self._answer(listener, left)
             try:
                 state = posix.stat(self.path)
             except OSError:
@@ -190,11 +195,48 @@ class Warm:
             left = state.st_mtime + self.seconds - time.time()
             if left <= 0 and _in_use():
                 left = float(self.seconds)
-        for path in (self.path, self.path + ".lock"):
+        for path in (self.path, self.path + ".lock", *([self._questions] if listener is not None else [])):
             try:
                 posix.unlink(path)
             except FileNotFoundError:
                 pass
+
+    def _listen(self) -> socket | None:
+        """Return the socket where the key of an encrypted image is asked for, None for other images."""
+        if self._memory is None:
+            return None
+        from _socket import AF_UNIX, SOCK_STREAM, socket
+
+        try:
+            try:
+                posix.unlink(self._questions)
+            except FileNotFoundError:
+                pass
+            found = socket(AF_UNIX, SOCK_STREAM)
+            found.bind(self._questions)
+            found.listen(64)
+        except OSError:  # a path that is too long for a socket
+            return None
+        return found
+
+    def _answer(self, listener: socket, seconds: float) -> None:
+        """Wait for one question, and answer it with the key if whoever asks gives the proof."""
+        from _socket import socket
+
+        assert self._memory is not None
+        proof, key = self._memory
+        try:
+            listener.settimeout(seconds)
+            asker = socket(fileno=listener._accept()[0])  # type: ignore[attr-defined]  # typeshed lacks it
+        except OSError:  # nobody asked
+            return
+        try:
+            asker.settimeout(1.0)  # somebody who is silent must not hold the others up for long
+            if _owner(asker) == posix.getuid() and _equal(asker.recv(len(proof)), proof):
+                asker.sendall(key)
+        except OSError:
+            pass
+        asker.close()
 
     def close(self) -> None:
         """Give the lock back; where no keeper came of it, its file goes too."""
@@ -206,6 +248,55 @@ class Warm:
                     pass
             posix.close(self._lock)
             self._lock = -1
+
+
+def place_of(path: str, offset: int) -> str:
+    """Return the path of the file of an image's keeper, "" when there is no folder for it."""
+    folder = _folder()
+    if not folder:
+        return ""
+    state = posix.stat(path)
+    return (
+        f"{folder}/{state.st_dev:x}-{state.st_ino:x}-{state.st_size:x}-{state.st_mtime_ns:x}"
+        f"-{offset:x}-{posix.getgid()}"
+    )
+
+
+def recall(path: str, offset: int, proof: bytes) -> bytes:
+    """Return the key of an encrypted image from its keeper, b"" when there is none or the proof is not the right one.
+
+    Arguments:
+        path, offset: the image.
+        proof: what only those can give who could open the image themselves.
+    """
+    from _socket import AF_UNIX, SOCK_STREAM, socket
+
+    asker = socket(AF_UNIX, SOCK_STREAM)
+    try:
+        place = place_of(path, offset)
+        asker.settimeout(2.0)
+        asker.connect(f"{place}.key")
+        if not place or _owner(asker) != posix.getuid():
+            return b""
+        asker.sendall(proof)
+        return asker.recv(64)
+    except OSError:  # nobody there
+        return b""
+    finally:
+        asker.close()
+
+
+def _owner(peer: socket) -> int:
+    """Return the uid of the process at the other end: SO_PEERCRED, unix(7)."""
+    from _socket import SO_PEERCRED, SOL_SOCKET
+
+    return int.from_bytes(peer.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)[4:8], "little")
+
+
+def _equal(one: bytes, other: bytes) -> bool:
+    from _operator import _compare_digest  # in constant time
+
+    return _compare_digest(one, other)
 
 
 def _in_use() -> bool:
@@ -234,6 +325,15 @@ def _sweep(folder: str) -> None:
                         posix.unlink(path)
                     finally:
                         posix.close(lock)
+            elif name.endswith(".key"):
+                from _socket import AF_UNIX, SOCK_STREAM, socket
+
+                asker = socket(AF_UNIX, SOCK_STREAM)
+                asker.setblocking(False)
+                try:
+                    asker.connect(path)
+                except ConnectionRefusedError:  # its keeper was killed
+                    posix.unlink(path)
             elif not _alive(_read(path, mine=True)):
                 posix.unlink(path)
                 posix.unlink(path + ".lock")

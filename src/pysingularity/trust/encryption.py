@@ -12,6 +12,7 @@ Nothing here writes plain bytes anywhere: readers get them through `Plain.pread`
 from __future__ import annotations
 
 import binascii
+import hashlib
 import os
 import secrets
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from pysingularity.sif.file import SifFile
+    from pysingularity.trust.luks import Volume
 
     class Plain(Protocol):
         """A decrypted file system: see `gocryptfs.Plain`."""
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
         @property
         def tag(self) -> str:
             """Tells whether two keys of one image are the same."""
+
+        memory: tuple[bytes, bytes]
 
         def pread(self, size: int, position: int) -> bytes:
             """Return bytes from a position on."""
@@ -71,6 +75,10 @@ class Key:
 
     def __repr__(self) -> str:
         return f"Key({'passphrase' if self.pem is None else 'PEM'} of {self.origin})"
+
+    def proof(self) -> bytes:
+        """Return what only those can make who have this key."""
+        return hashlib.sha256(b"p" + self.passphrase if self.pem is None else b"k" + self.pem).digest()
 
     def wrong(self, path: str) -> UserError:
         """Return the error for an image that this key does not open."""
@@ -140,7 +148,15 @@ def _from_file(path: str, origin: str) -> Key:
 
 
 def open_partition(
-    fd: int, offset: int, size: int, sif: SifFile | None, kind: str, key: Key | None, path: str
+    fd: int,
+    offset: int,
+    size: int,
+    sif: SifFile | None,
+    kind: str,
+    key: Key | None,
+    path: str,
+    *,
+    recall: Callable[[bytes], bytes] | None = None,
 ) -> Plain:
     """Return the plain squashfs in an encrypted partition.
 
@@ -151,6 +167,8 @@ def open_partition(
         kind: "gocryptfs" or "encrypted" (LUKS).
         key: what the user gave.
         path: name of the image for messages.
+        recall: returns the innermost key of the image for a proof that whoever asks has the outer one, b"" where nobody
+            remembers it. Making the one of the other is expensive on purpose.
 
     Raises:
         UserError: "needs-key", "wrong-key".
@@ -164,23 +182,33 @@ def open_partition(
         )
     own = os.dup(fd)
     try:
-        secret = _secret(sif, key, path)
+        proof = key.proof()
+        inner = recall(proof) if recall is not None else b""
+        secret = b"" if inner else _secret(sif, key, path)
+        plain: gocryptfs.Plain | Volume
         if kind == "gocryptfs":
-            return _gocryptfs(own, offset, size, key, secret, path)
-        from pysingularity.trust.luks import open_volume  # images that root made
-
-        try:
-            return open_volume(own, offset, size, secret, path)
-        except gocryptfs.WrongKeyError:
-            raise key.wrong(path) from None
-        except ValueError as error:
-            raise ImageError("unsupported-encryption", f"{path}: cannot be decrypted: {error}") from None
+            plain = _gocryptfs(own, offset, size, key, secret, path, inner)
+        else:
+            plain = _luks(own, offset, size, key, secret, path, inner)
+        plain.memory = proof, plain.memory[1]
+        return plain
     except BaseException:
         os.close(own)
         raise
 
 
-def _gocryptfs(fd: int, offset: int, size: int, key: Key, secret: bytes, path: str) -> Plain:
+def _luks(fd: int, offset: int, size: int, key: Key, secret: bytes, path: str, inner: bytes) -> Volume:
+    from pysingularity.trust.luks import open_volume  # images that root made
+
+    try:
+        return open_volume(fd, offset, size, secret, path, known=inner)
+    except gocryptfs.WrongKeyError:
+        raise key.wrong(path) from None
+    except ValueError as error:
+        raise ImageError("unsupported-encryption", f"{path}: cannot be decrypted: {error}") from None
+
+
+def _gocryptfs(fd: int, offset: int, size: int, key: Key, secret: bytes, path: str, inner: bytes) -> gocryptfs.Plain:
     outer = SquashfsImage(fd, offset, size, name=path)
     files = {}
     for name, ref, kind in outer.entries(outer.root):
@@ -200,7 +228,7 @@ def _gocryptfs(fd: int, offset: int, size: int, key: Key, secret: bytes, path: s
     if conf.size > gocryptfs.LIMIT:
         raise outer.damaged(f"a gocryptfs.conf of {conf.size} bytes")
     try:
-        master = gocryptfs.Conf.parse(outer.read(conf)).unlock(secret)
+        master = inner or gocryptfs.Conf.parse(outer.read(conf)).unlock(secret)
     except gocryptfs.WrongKeyError:
         raise key.wrong(path) from None
     except ValueError as error:

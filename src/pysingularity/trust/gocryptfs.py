@@ -171,12 +171,13 @@ class Plain:
     Attributes:
         fd: descriptor that is read from; `size`: bytes of contents.
         tag: tells for one image whether two keys are the same, without telling anything about them.
+        memory: a proof that somebody has the user's key, and the key inside that it leads to.
 
     Raises:
         ImageError: the file is damaged.
     """
 
-    __slots__ = ("_open", "_prefix", "_read", "damaged", "fd", "size", "tag")
+    __slots__ = ("_open", "_prefix", "_read", "damaged", "fd", "memory", "size", "tag")
 
     def __init__(self, outer: SquashfsImage, inode: Inode, master: bytes) -> None:
         self.fd, self.damaged = outer.fd, outer.damaged
@@ -190,6 +191,7 @@ class Plain:
             raise self.damaged("an encrypted file of an unknown version")
         self._prefix = header[2:]
         self._open = _cipher(master).decrypt
+        self.memory = b"", master
         self.tag = hmac.digest(master, b"singularity: the same key", "sha256")[:16].hex()
 
     def pread(self, size: int, position: int) -> bytes:

@@ -49,7 +49,7 @@ class UnreadableError(ValueError):
     """Damaged, or of a form that is not read; the text says which."""
 
 
-def open_volume(fd: int, offset: int, size: int, password: bytes, path: str) -> Volume:
+def open_volume(fd: int, offset: int, size: int, password: bytes, path: str, *, known: bytes = b"") -> Volume:
     """Return the contents of a volume.
 
     Arguments:
@@ -57,6 +57,7 @@ def open_volume(fd: int, offset: int, size: int, password: bytes, path: str) -> 
         offset, size: where in it the volume lies, in bytes.
         password: all of it counts, also line ends.
         path: name of the image for messages.
+        known: the volume's key, where somebody has remembered it.
 
     Raises:
         WrongKeyError: the passphrase opens no keyslot.
@@ -64,7 +65,7 @@ def open_volume(fd: int, offset: int, size: int, password: bytes, path: str) -> 
     """
     try:
         value = _metadata(fd, offset, size)
-        segment, key = _unlock(fd, offset, size, value, password)
+        segment, key = _unlock(fd, offset, size, value, password, known)
         start, sector = int(segment["offset"]), int(segment.get("sector_size", SECTOR))
         length = size - start if segment["size"] == "dynamic" else int(segment["size"])
         tweak = int(segment.get("iv_tweak", "0"))
@@ -102,12 +103,16 @@ def _metadata(fd: int, offset: int, size: int) -> dict[str, Any]:
     return value
 
 
-def _unlock(fd: int, offset: int, size: int, value: dict[str, Any], password: bytes) -> tuple[dict[str, Any], bytes]:
+def _unlock(
+    fd: int, offset: int, size: int, value: dict[str, Any], password: bytes, known: bytes
+) -> tuple[dict[str, Any], bytes]:
     """Return the segment with the contents, and its key."""
     slots, digests = value["keyslots"], value["digests"]
     if len(value["segments"]) != 1:
         raise UnreadableError(f"its LUKS volume has {len(value['segments'])} segments")
     ((number, segment),) = value["segments"].items()
+    if known:
+        return segment, known
     if not isinstance(slots, dict):
         raise TypeError
     if len(slots) > MOST_SLOTS:
@@ -203,11 +208,12 @@ def _diffuse(block: bytes, name: str) -> bytes:
 class Volume:
     """The decrypted contents of a volume: see `gocryptfs.Plain`."""
 
-    __slots__ = ("_key", "_offset", "_path", "_sector", "_tweak", "fd", "size", "tag")
+    __slots__ = ("_key", "_offset", "_path", "_sector", "_tweak", "fd", "memory", "size", "tag")
 
     def __init__(self, fd: int, offset: int, size: int, sector: int, tweak: int, key: bytes, path: str) -> None:
         self.fd, self.size, self._offset, self._sector, self._tweak = fd, size, offset, sector, tweak
         self._key, self._path = key, path
+        self.memory = b"", key
         self.tag = hmac.digest(key, b"singularity: the same key", "sha256")[:16].hex()
 
     def pread(self, size: int, position: int) -> bytes:
