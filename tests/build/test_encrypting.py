@@ -22,6 +22,7 @@ From: {{base}}
 %post
 #step mark
   echo {MARK} > /opt/mark
+  env > /opt/env
 """
 
 
@@ -68,6 +69,7 @@ def test_encrypted_image_is_a_base_for_those_with_the_key(as_user, locked):
     as_user.write("x.def", RECIPE.format(base="base.sif"))
     build(as_user, "--sandbox", "box", "x.def")
     assert (as_user.tmp / "box/opt/mark").read_text() == MARK + "\n"
+    assert "a word" not in (as_user.tmp / "box/opt/env").read_text()
     assert kept(as_user.tmp / "cache") == []
     said = build(as_user, "--sandbox", "box2", "x.def", env={}, status=255).stderr
     assert "no key was given" in said

@@ -118,6 +118,31 @@ def test_passphrase_is_the_next_line_where_there_is_no_terminal(sing, locked, fu
     assert (result.returncode, result.stdout) == (0, "for the program\n")
 
 
+def test_passphrase_is_asked_for_once_where_systemd_starts_the_command_again(sing, as_user, locked):
+    """Stands in for systemd, which asks for more than a test can bring; it gives no group, so the start ends there."""
+    script = '#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done; shift; echo again; exec "$@"\n'
+    as_user.write("bin/systemd-run", script, 0o755)
+    as_user.write("run/systemd/private")
+    path = f"{as_user.tmp}/bin:{as_user.environ['PATH']}"
+    env = {"PATH": path, "XDG_RUNTIME_DIR": str(as_user.tmp / "run")}
+    result = sing("exec", "--cpus", "1", "--passphrase", locked, "true", env=env, input=f"{SECRET}\nmore\n")
+    if "again" not in result.stdout:
+        pytest.skip("this machine has control groups without systemd")
+    assert "systemd gave a scope" in result.stderr
+
+
+def test_looking_for_the_c_library_leaves_the_image_open(locked):
+    from pysingularity.runtime.accelerators import decrypted
+    from pysingularity.runtime.spec import SQUASHFS, Layer
+
+    with open_image(str(locked)) as image:
+        image.unlock(Key(passphrase=SECRET.encode()))
+        layer = Layer(SQUASHFS, str(locked), plain=image.plain)
+        for _ in range(2):
+            with decrypted(layer) as source:
+                assert source.read("opt/noise") == NOISE
+
+
 @pytest.mark.fuse
 def test_passphrase_is_asked_for_on_the_terminal_and_not_shown(as_user, locked, fuse, tool):
     script = tool("script")

@@ -17,6 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pysingularity.errors import ImageError
+from pysingularity.squashfs.node import Node
+from pysingularity.squashfs.reader import SquashfsImage
+from pysingularity.squashfs.writer import SquashfsWriter
 from pysingularity.trust.gocryptfs import (
     BLOCK,
     HEADER,
@@ -141,6 +144,26 @@ def test_blocks_cannot_be_moved_cut_or_replaced_by_holes():
     for length in (0, 5, HEADER, HEADER + 20, len(stored) - STORED + 32):
         with pytest.raises(ImageError, match="cut short"):
             Outer(stored[:length]).plain()
+
+
+def test_squashfs_with_much_that_is_taken_back_is_read_as_it_was(tmp_path):
+    """Of a large file that turns out to be there already, what was written is written over by what comes next."""
+    large, small = os.urandom(20 << 20), [os.urandom(size) for size in (10, 5000, 200_000, 131_072)]
+    with open(tmp_path / "image", "w+b") as file:
+        sealer = Sealer(file.fileno(), 4096, MASTER)
+        with SquashfsWriter(file.fileno(), 4096, sink=sealer) as writer:
+            root = Node("dir", 0o755)
+            for number, data in enumerate([small[0], large, *small[1:], large, *small, bytes(300_000) + small[2]]):
+                root.children[b"%02d" % number] = Node("file", data=writer.store_bytes(data))
+            assert writer.duplicates > len(large)
+            size = writer.finish(root)
+        stored = sealer.finish(size)
+        file.seek(4096)
+        plain = Outer(file.read(stored)).plain()
+    image = SquashfsImage(-1, source=plain)
+    found = [image.read(image.inode(ref)) for _, ref, _ in image.entries(image.root)]
+    assert found == [small[0], large, *small[1:], large, *small, bytes(300_000) + small[2]]
+    assert large[:1000] not in (tmp_path / "image").read_bytes()
 
 
 def test_configuration_opens_with_its_passphrase_alone():

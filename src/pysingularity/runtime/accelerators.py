@@ -7,10 +7,11 @@ import os
 
 from pysingularity import messages
 from pysingularity.errors import SingularityError
-from pysingularity.image.inside import source_of
+from pysingularity.image.inside import SquashfsSource, source_of
 from pysingularity.image.open import open_image
 from pysingularity.runtime import gpu
 from pysingularity.runtime.spec import BIND, Layer, Mount
+from pysingularity.squashfs.reader import SquashfsImage
 
 #: Where an image's C library may be, by the machine's name in Debian's and others' ways.
 LIBC = (
@@ -61,21 +62,21 @@ def mounts_for(
     return mounts, variables
 
 
+def decrypted(layer: Layer) -> SquashfsSource:
+    """Return the files of an encrypted image; what it is read from stays the layer's."""
+    assert layer.plain is not None
+    return SquashfsSource(SquashfsImage(layer.plain.fd, source=layer.plain, name=layer.path))
+
+
 def _libc(layer: Layer) -> bytes | None:
     """Return the bytes of the image's C library."""
     machine = os.uname().machine
     try:
-        with open_image(layer.path) as image:
-            if layer.plain is not None:
-                image.use(layer.plain)
-            source = source_of(image)
-            try:
-                for path in LIBC:
-                    data = source.read(path.format(machine=machine), 8 << 20)
-                    if data:
-                        return data
-            finally:
-                source.close()
+        with open_image(layer.path) as image, source_of(image) if layer.plain is None else decrypted(layer) as source:
+            for path in LIBC:
+                data = source.read(path.format(machine=machine), 8 << 20)
+                if data:
+                    return data
     except SingularityError as error:
         messages.verbose(f"cannot look at the image's C library: {error.message}")
     return None

@@ -80,11 +80,20 @@ class Layers:
         """Open an encrypted image with the key that the caller gives."""
         from pysingularity.runtime.warm import recall
         from pysingularity.terminal import ask_passphrase
-        from pysingularity.trust.encryption import key_of
+        from pysingularity.trust.encryption import ANSWER, key_of
 
         path = absolute(image.path)
-        ask = ask_passphrase if self.options.passphrase else None
-        key = key_of(self.environ, pem_path=str(self.options.pem_path or ""), ask=ask)
+
+        def ask() -> bytes:
+            # With limits, systemd may start this command again: people are not asked twice.
+            answer = self.environ.get(ANSWER)
+            if answer is None:
+                answer = self.environ[ANSWER] = ask_passphrase().decode("utf-8", "surrogateescape")
+            return answer.encode("utf-8", "surrogateescape")
+
+        key = key_of(
+            self.environ, pem_path=str(self.options.pem_path or ""), ask=ask if self.options.passphrase else None
+        )
         # What is opened begins at its own 0, wherever it lies in the file.
         image.unlock(key, recall=lambda proof: recall(path, 0, proof))
 

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 
 PREFIXES = ("SINGULARITY_", "APPTAINER_")
+#: The passphrase that somebody has typed, from a command to the same one started again.
+ANSWER = "SINGULARITY_ENCRYPTION_ANSWER"
 PASSPHRASE, PEM_PATH, PEM_DATA = "ENCRYPTION_PASSPHRASE", "ENCRYPTION_PEM_PATH", "ENCRYPTION_PEM_DATA"
 #: Bounds on what is read of hostile files: crypto messages and keys.
 LIMIT = 64 << 10
@@ -102,7 +104,7 @@ def key_of(environ: Mapping[str, str], *, pem_path: str = "", ask: Callable[[], 
         UserError: the PEM file cannot be read, the passphrase is empty.
     """
     try:
-        forget_variables(tuple(prefix + name for prefix in PREFIXES for name in (PASSPHRASE, PEM_DATA)))
+        forget_variables((ANSWER, *(prefix + name for prefix in PREFIXES for name in (PASSPHRASE, PEM_DATA))))
     except OSError as error:  # no /proc: then nobody sees them there either
         messages.debug(f"variables stay visible: {error}")
     if pem_path:
