@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -103,6 +106,54 @@ def test_reading_backwards_needs_no_large_cache(folder, mksquashfs, opened, tmp_
             assert image.read(inode, index, 100) == expected[index : index + 100]
         assert sum(map(len, image._data.values())) == image._data_bytes <= 20000
         assert sum(len(data) for data, _ in image._metadata.values()) == image._metadata_bytes <= 20000
+
+
+def test_many_threads_read_one_image(folder, mksquashfs, opened, tmp_path):
+    """They get the bytes on disk, and a block that is kept is inflated by one of them while the others wait."""
+    (folder / "shared").write_bytes(os.urandom(3000) * 100)
+    with opened(mksquashfs(folder, tmp_path / "image", "-no-fragments")) as image:
+        inode = image.lookup("shared")
+        counted, inflate = [], image._inflate
+
+        def slow(data, limit):
+            counted.append(len(data))
+            time.sleep(0.05)
+            return inflate(data, limit)
+
+        image._inflate = slow
+        start = threading.Barrier(8)
+
+        def read():
+            start.wait()
+            return [image.read_block(inode, index, keep=True) for index in range(image.block_count(inode))]
+
+        with ThreadPoolExecutor(8) as pool:
+            found = [one.result() for one in [pool.submit(read) for _ in range(8)]]
+    assert {b"".join(blocks) for blocks in found} == {(folder / "shared").read_bytes()}
+    assert len(counted) == len(found[0])
+
+
+def test_all_threads_that_wait_for_a_damaged_block_are_told(folder, mksquashfs, opened, tmp_path):
+    (folder / "shared").write_bytes(os.urandom(3000) * 100)
+    path = mksquashfs(folder, tmp_path / "image", "-no-fragments")
+    with opened(path) as image:
+        position, _ = image.stored_block(image.lookup("shared"), 0)
+    with open(path, "r+b") as file:
+        file.seek(position)
+        file.write(b"\xff" * 100)
+    with opened(path) as image:
+        inode = image.lookup("shared")
+        start = threading.Barrier(4)
+
+        def read():
+            start.wait()
+            with pytest.raises(ImageError):
+                image.read_block(inode, 0, keep=True)
+            return len(image.read_block(inode, 1, keep=True))
+
+        with ThreadPoolExecutor(4) as pool:
+            assert {one.result() for one in [pool.submit(read) for _ in range(4)]} == {image.block_size}
+        assert not image._coming
 
 
 def test_lookup_follows_links_inside_the_image_only(tmp_path, written, opened):

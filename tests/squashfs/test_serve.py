@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
+import random
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -154,6 +157,103 @@ def test_image_cut_short_while_it_runs_gives_errors_and_no_hang(image, mounted, 
     with pytest.raises(OSError, match="Input/output"):
         (top / "large").read_bytes()
     assert "small" in os.listdir(top)  # what the kernel remembers stays
+
+
+@pytest.fixture
+def long_file(root_only, tmp_path, tool):
+    """Return an image with one file of 24 MiB in it, of blocks that all differ, and the file's bytes."""
+    made = random.Random(11)
+    content = b"".join(made.randbytes(1 << 15) + bytes([number]) * (3 << 15) for number in range(192))
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long/file").write_bytes(content + b"tail")
+    image = tmp_path / "long.squashfs"
+    command = [tool("mksquashfs"), tmp_path / "long", image, "-quiet", "-noappend"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return image, content + b"tail"
+
+
+def test_file_mapped_and_read_forwards_and_crosswise_at_once_has_its_bytes(long_file, mounted, tmp_path):
+    """What a dynamic linker does; blocks come from the thread that looks ahead as well as from the one that answers."""
+    image, content = long_file
+    top = mounted(image, tmp_path / "ours")
+    places = random.Random(12)
+    with open(top / "file", "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+        half = len(content) // 2
+        for step in range(0, half - 60_000, 60_000):
+            for place in (step, half + step, places.randrange(len(content))):
+                assert view[place : place + 60_000] == content[place : place + 60_000]
+    assert (top / "file").read_bytes() == content
+
+
+def test_image_cut_short_while_the_server_looks_ahead_gives_errors_and_no_hang(long_file, mounted, tmp_path):
+    image, content = long_file
+    top = mounted(image, tmp_path / "ours")
+    script = """
+import errno, os, sys
+content, file = sys.stdin.buffer.read(), os.open(sys.argv[1], os.O_RDONLY)
+for number in range(12):
+    assert os.pread(file, 100_000, number * 100_000) == content[number * 100_000 :][:100_000]
+os.truncate(sys.argv[2], 2 << 20)
+failed = 0
+for number in range(len(content) // 100_000):
+    try:
+        part = os.pread(file, 100_000, number * 100_000)
+        assert content[number * 100_000 :].startswith(part)
+        failed += len(part) < 100_000
+    except OSError as error:
+        assert error.errno == errno.EIO
+        failed += 1
+assert failed > len(content) // 200_000
+"""
+    command = [sys.executable, "-c", script, top / "file", image]
+    subprocess.run(command, input=content, check=True, timeout=60)
+    assert os.listdir(top) == ["file"]
+
+
+def test_server_holds_little_memory_and_rests_when_nothing_is_read(long_file, mounted, tmp_path):
+    image, content = long_file
+    top = mounted(image, tmp_path / "ours")
+    (server,) = servers(image)
+
+    def status(name: str) -> int:
+        lines = Path(f"/proc/{server}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+    before = status("RssAnon")  # it is a fork of this process, whose memory counts as its own
+    file = os.open(top / "file", os.O_RDONLY)
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)  # a page at a time: each block is kept for the rest of it
+        for _ in range(3):
+            for place in range(5000, len(content), 131072):
+                assert os.pread(file, 10, place) == content[place : place + 10]
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
+    assert status("RssAnon") - before < 48 << 10  # KiB
+    assert min(2, len(os.sched_getaffinity(0))) <= status("Threads") <= 5
+
+    def used() -> int:
+        fields = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    time.sleep(0.2)
+    before = used()
+    time.sleep(0.5)
+    assert used() == before
+
+
+def test_server_of_many_readers_ends_at_once_when_it_is_killed(image, mounted, tmp_path):
+    """Its threads go with it, so that a program that reads gets an error instead of waiting."""
+    top = mounted(image, tmp_path / "ours")
+    script = f"for i in 1 2 3 4; do cat {top}/large {top}/many/* & done; wait"
+    readers = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    readers.stdout.read(1000)
+    (server,) = servers(image)
+    os.kill(int(server), 9)
+    readers.communicate(timeout=60)
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(top / "a")
+    assert not servers(image)
 
 
 def test_damage_in_one_place_leaves_the_rest_readable(image, mounted, tmp_path):

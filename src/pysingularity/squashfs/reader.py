@@ -4,7 +4,8 @@
 This is the narrow door for hostile images. Every position, count and inflated size is checked against the image and
 against a bound before memory is spent on it, nothing recurses, and whatever is wrong ends as `ImageError`
 ("damaged-image") in one line. Nothing is read ahead: opening an image costs three reads, and what is kept (metadata
-blocks and the last data blocks) is capped in bytes.
+blocks and the last data blocks) is capped in bytes. Any number of threads may read one image; inflating lets the others
+run, and a block that is kept is inflated by one of them while the others wait for it.
 
 Names and targets are bytes throughout. Start ring.
 """
@@ -15,6 +16,7 @@ import posix
 import sys
 from _struct import error as struct_error  # type: ignore[attr-defined]  # typeshed leaves it out
 from _struct import unpack
+from _thread import allocate_lock
 
 from pysingularity.errors import ImageError
 
@@ -24,6 +26,7 @@ from .superblock import Superblock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _thread import LockType
     from collections.abc import Callable, Iterator, Sequence
     from typing import Protocol
 
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
             """How many there are."""
 
         def pread(self, size: int, position: int) -> bytes:
-            """Return bytes from a position on, fewer at the end."""
+            """Return bytes from a position on, fewer at the end; several threads may ask at once."""
 
 
 __all__ = ["Inode", "SquashfsImage", "Superblock"]
@@ -84,7 +87,7 @@ class SquashfsImage:
         source: Source | None = None,
         name: str = "",
         metadata_cache: int = 8 << 20,
-        data_cache: int = 4 << 20,
+        data_cache: int = 8 << 20,
     ) -> None:
         self.fd, self.offset, self.name = fd, offset, name
         self.source = source
@@ -108,6 +111,10 @@ class SquashfsImage:
         self._metadata_bytes, self._metadata_cap = 0, metadata_cache
         self._data: dict[int, bytes] = {}
         self._data_bytes, self._data_cap = 0, data_cache
+        #: Guards both caches and what is counted of them.
+        self._lock = allocate_lock()
+        #: By position: held by the thread that inflates that block.
+        self._coming: dict[int, LockType] = {}
         self._fragments: dict[int, tuple[int, int]] = {}
         self._used, self._inode_table = superblock.bytes_used, superblock.inode_table
         self._directory_table = superblock.directory_table
@@ -170,15 +177,13 @@ class SquashfsImage:
                 raise self.damaged(f"{error} (metadata block at {position})") from None
             if not data:
                 raise self.damaged(f"the metadata block at {position} is empty")
-        cache = self._metadata
-        found = cache[position] = (data, position + 2 + size)
-        self._metadata_bytes += len(data)
-        while self._metadata_bytes > self._metadata_cap and len(cache) > 2:
-            try:
-                oldest = next(iter(cache))
-            except RuntimeError:  # another thread changed it just now
-                continue
-            self._metadata_bytes -= len(cache.pop(oldest)[0])
+        cache, found = self._metadata, (data, position + 2 + size)
+        with self._lock:
+            if position not in cache:
+                cache[position] = found
+                self._metadata_bytes += len(data)
+                while self._metadata_bytes > self._metadata_cap and len(cache) > 2:
+                    self._metadata_bytes -= len(cache.pop(next(iter(cache)))[0])
         return found
 
     def _bytes(self, position: int, offset: int, size: int, end: int) -> bytes:
@@ -532,20 +537,48 @@ class SquashfsImage:
 
     def _keep(self, position: int, data: bytes) -> None:
         cache = self._data
-        cache[position] = data
-        self._data_bytes += len(data)
-        while self._data_bytes > self._data_cap and len(cache) > 1:
-            try:
-                oldest = next(iter(cache))
-            except RuntimeError:
-                continue
-            self._data_bytes -= len(cache.pop(oldest))
+        with self._lock:
+            if position not in cache:
+                cache[position] = data
+                self._data_bytes += len(data)
+                while self._data_bytes > self._data_cap and len(cache) > 1:
+                    self._data_bytes -= len(cache.pop(next(iter(cache))))
+
+    def _forget(self, position: int) -> None:
+        if position in self._data:
+            with self._lock:
+                self._data_bytes -= len(self._data.pop(position, b""))
+
+    def _stored(self, position: int, word: int, limit: int, *, keep: bool) -> bytes:
+        """Return a stored data block, inflated: kept, from the thread that is at it, or from the image."""
+        data = self._data.get(position)
+        if data is not None:
+            return data
+        coming = self._coming.get(position)
+        if coming is None and keep:
+            mine = allocate_lock()
+            mine.acquire()
+            coming = self._coming.setdefault(position, mine)
+            if coming is mine:
+                try:
+                    data = self.inflate(position, word, limit)
+                    self._keep(position, data)
+                    return data
+                finally:
+                    del self._coming[position]
+                    mine.release()
+        if coming is not None:
+            with coming:  # until that thread has done
+                pass
+            data = self._data.get(position)
+        # Nothing kept: it met damage, which everybody who asks is told.
+        return self.inflate(position, word, limit) if data is None else data
 
     def read_block(self, inode: Inode, index: int, *, keep: bool = False) -> bytes:
         """Return block `index` of a file, inflated: block_size bytes, or what is left for the last one.
 
-        The tail in a fragment counts as the last block. Fragments are cached, whole blocks only when `keep` is set
-        (a server asked for a part of one will be asked for the rest).
+        The tail in a fragment counts as the last block. Fragments are cached, whole blocks only while `keep` is set:
+        a server asked for a part of one will be asked for the rest, and one that has given away all of it will not.
         """
         size = self.block_size
         expected = min(size, inode.size - index * size)
@@ -558,12 +591,9 @@ class SquashfsImage:
             position, word = self.stored_block(inode, index)
             if not word:
                 return bytes(expected)
-            cached = self._data.get(position)
-            if cached is None:
-                cached = self.inflate(position, word, expected)
-                if keep:
-                    self._keep(position, cached)
-            data = cached
+            data = self._stored(position, word, expected, keep=keep)
+            if not keep:
+                self._forget(position)
         if len(data) != expected:
             raise self.damaged("a block holds fewer bytes than the file")
         return data
@@ -584,11 +614,7 @@ class SquashfsImage:
     def fragment_block(self, index: int) -> bytes:
         """Return a fragment block, inflated and cached."""
         position, word = self.fragment(index)
-        data = self._data.get(position)
-        if data is None:
-            data = self.inflate(position, word, self.block_size)
-            self._keep(position, data)
-        return data
+        return self._stored(position, word, self.block_size, keep=True)
 
     def read(self, inode: Inode, offset: int = 0, size: int | None = None) -> bytes:
         """Return bytes of a file, fewer at its end. A huge file wants a size: memory is spent on what is asked for."""

@@ -3,8 +3,12 @@
 
 Nothing is written, so nearly everything can be left to the kernel's caches: names, attributes and "no such file" are
 good for ever, OPEN and OPENDIR are answered once with "not implemented" (the kernel then stops asking), and
-directories are read together with the attributes of their entries. A node's number is the reference of its inode, so
-that any number of processes can answer on one descriptor without sharing state; that is how several cores are used.
+directories are read together with the attributes of their entries. A node's number is the reference of its inode.
+
+Most of the work is inflating, which lets other threads run. So several cores are used by threads that answer, all out
+of one cache, and by one that looks ahead: it inflates the blocks that will be asked for next while the program digests
+what it got. Blocks are not pushed into the page cache (FUSE_NOTIFY_STORE): the kernel would wait there, beyond the
+reach of signals, for pages that are locked for a question which nobody may be left to answer (docs/decisions/0003).
 
 Protocol: linux/fuse.h 7.31 (`linux.fuse`). Opening the device, mounting and forking the first server are the work of
 `image.mount`. Start ring.
@@ -16,12 +20,13 @@ import posix
 
 from pysingularity.errors import SingularityError
 from pysingularity.linux import fuse
-from pysingularity.linux.process import die_with_parent
+from pysingularity.linux.process import share_heap
 
 from . import layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _queue import SimpleQueue
     from collections.abc import Callable
 
     from .reader import Inode, SquashfsImage
@@ -41,21 +46,30 @@ _KEPT_ATTRIBUTES = 16384
 _KEPT_NAMES = 65536
 _KEPT_FILES = 256
 
-#: A server that has had this many READs is busy enough to be joined by others.
-_BUSY = 256
+#: Every so many READs a server looks whether somebody else's question waits already. When it did oftener than not, by
+#: this many times, more threads answer. One alone serves one program best: the scheduler keeps the two together.
+_SAMPLE, _CROWD = 8, 8
 _MOST_WORKERS = 4
+
+#: READs from which on a server is worth a second thread; the start of a small program has fewer.
+_WARM = 64
+#: Blocks inflated ahead of a file that is read on, and how many such requests may wait.
+_AHEAD, _WAITING = 2, 8
+#: Blocks remembered as asked for, to tell reading on from jumping about.
+_KEPT_TOUCHED = 4096
 
 _PADDING = tuple(bytes(count) for count in range(8))
 _DT = (0, 4, 8, 10, 6, 2, 1, 12)  # dirent types by layout's basic types
 
 
 class Server:
-    """One process's answers for one image.
+    """The answers for one image.
 
     Arguments:
         image: the opened image.
         owner: (uid, gid) that every file is shown to belong to; None shows the stored ones.
-        workers: how many processes may answer in all, once there is enough to do; 0 suits the machine.
+        workers: how many threads may answer, once there is enough to do; with one, nothing is done ahead either. 0
+            suits the machine.
         complain: called with the first damage that is met; the programs themselves only see an input/output error.
     """
 
@@ -75,10 +89,16 @@ class Server:
         self._listings: dict[int, list[tuple[bytes, int, int]]] = {}
         self._name_count = 0
         self._files: dict[int, Inode] = {}
-        #: READDIRPLUS records of the directory asked for last: the kernel asks in pieces, and once more at the end.
-        self._records: list[bytes] = []
-        self._records_of = -1
+        #: The directory asked for last and its READDIRPLUS records: the kernel asks in pieces, once more at the end.
+        self._records: tuple[int, list[bytes]] = (-1, [])
         self._reads = 0
+        #: READs after which to look whether there is enough to do for another thread.
+        self._look_at = 2 * _WARM if self.workers > 1 else 1 << 62
+        self._crowd = self._asker = 0
+        #: File, first and last block wanted next, for the thread that looks ahead.
+        self._wanted: SimpleQueue[tuple[Inode, int, int]] | None = None
+        #: By (node, block): whether it was asked for; False is wanted so far.
+        self._touched: dict[tuple[int, int], bool] = {}
         self._operations = {
             fuse.LOOKUP: self._lookup,
             fuse.GETATTR: self._getattr,
@@ -110,7 +130,7 @@ class Server:
                 if error.errno in (_ENOENT, _EINTR, _EAGAIN):  # the asker went away, or a signal came
                     continue
                 return  # ENODEV: unmounted
-            _, code, unique, node, _, _, _, _ = unpack_header(buffer)
+            _, code, unique, node, _, _, asker, _ = unpack_header(buffer)
             if code == fuse.FORGET or code == fuse.BATCH_FORGET or code == fuse.INTERRUPT:
                 continue  # these have no answer
             operation = operations.get(code)
@@ -143,26 +163,51 @@ class Server:
                 # Any other refusal concerns this answer only (the asker was interrupted).
             if code == fuse.DESTROY:
                 return
-            if self._reads >= _BUSY and self.workers > 1:
-                self._multiply()
+            if self._reads >= self._look_at:
+                self._share(device, asker)
 
-    def _multiply(self) -> None:
-        """Let further processes answer as well; each goes on in `run` with caches of its own."""
-        import _signal
+    def _share(self, device: int, asker: int) -> None:
+        """Let more threads answer when questions have to wait."""
+        from select import POLLIN, poll
 
-        count, self.workers = self.workers, 1
-        parent = posix.getpid()
-        # One that is killed in the middle of a request would leave the asker waiting for ever, because the others keep
-        # the connection open. So all end together, and the kernel answers ENOTCONN.
-        _signal.signal(_signal.SIGCHLD, lambda *_: posix._exit(1))
-        for _ in range(count - 1):
+        waiting = poll()
+        waiting.register(device, POLLIN)
+        crowded = asker != self._asker and waiting.poll(0)
+        self._asker, self._crowd = asker, max(self._crowd + (1 if crowded else -1), 0)
+        self._look_at = self._reads + _SAMPLE
+        if self._crowd >= _CROWD:
+            self._look_at = 1 << 62
+            for _ in range(self.workers - 1):
+                self._thread(self._help, device)
+
+    @staticmethod
+    def _thread(work: Callable[..., None], *arguments: object) -> bool:
+        """Start a thread; return whether there may be one more."""
+        from _thread import start_new_thread
+
+        share_heap()
+        try:
+            start_new_thread(work, arguments)
+        except RuntimeError:  # this user's processes are too many: those threads that are there are enough
+            return False
+        return True
+
+    def _help(self, device: int) -> None:
+        """Answer as well. A thread that ended otherwise than with its mount would leave somebody waiting for ever."""
+        try:
+            self.run(device)
+        finally:
+            posix._exit(1)  # the kernel then answers ENOTCONN
+
+    def _look_ahead(self, wanted: SimpleQueue[tuple[Inode, int, int]]) -> None:
+        """Inflate into the cache what will be asked for next, for ever."""
+        while True:
+            inode, first, last = wanted.get()
             try:
-                if posix.fork() == 0:
-                    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
-                    die_with_parent(parent=parent)
-                    break
-            except OSError:  # no more processes for this user: one server is enough
-                break
+                for index in range(first, last + 1):
+                    self.image.read_block(inode, index, keep=True)
+            except (SingularityError, OSError, ValueError, LookupError, ArithmeticError, MemoryError, TypeError):
+                pass  # whoever asks for that block is told
 
     # -- what the operations share -----------------------------------------------------------------------------------
 
@@ -174,6 +219,16 @@ class Server:
 
     def _inode(self, ref: int) -> Inode:
         return self.image.root if ref == self.image.root.ref else self.image.inode(ref)
+
+    def _file(self, node: int) -> Inode:
+        """Return a file's inode, kept together with the list of its blocks."""
+        inode = self._files.get(node)
+        if inode is None:
+            inode = self._inode(self._ref(node))
+            if len(self._files) >= _KEPT_FILES:
+                self._files.clear()
+            self._files[node] = inode
+        return inode
 
     def _attribute(self, ref: int) -> bytes:
         """Return an inode's fuse_attr."""
@@ -251,14 +306,11 @@ class Server:
     def _read(self, node: int, request: memoryview) -> tuple[bytes | memoryview, ...]:
         self._reads += 1
         _, offset, size = fuse.READ_IN.unpack_from(request)
-        inode = self._files.get(node)
-        if inode is None:
-            inode = self._inode(self._ref(node))
-            if len(self._files) >= _KEPT_FILES:
-                self._files.clear()
-            self._files[node] = inode
+        inode = self._file(node)
         end = min(inode.size, offset + min(size, _MAX_READ))
         unit = self.image.block_size
+        if offset < end:
+            self._foresee(node, inode, offset // unit, (end - 1) // unit)
         parts: list[bytes | memoryview] = []
         while offset < end:
             index, begin = divmod(offset, unit)
@@ -268,6 +320,40 @@ class Server:
             parts.append(piece)
             offset += len(piece)
         return tuple(parts)
+
+    def _foresee(self, node: int, inode: Inode, first: int, last: int) -> None:
+        """Have the next blocks inflated where a READ of the blocks `first` to `last` reads on.
+
+        Pages of a mapped file are asked for in windows around each fault, forwards at several places in turn as well as
+        crosswise: a file is read on where the block before was asked for, whatever else of it was in between. The next
+        ones are wanted two at a time, since waking the other thread is not cheap.
+        """
+        touched = self._touched
+        fresh = not touched.get((node, last))
+        reads_on = fresh and (touched.get((node, first - 1)) or touched.get((node, first)))
+        if len(touched) >= _KEPT_TOUCHED:
+            touched.clear()
+        for index in range(first, last + 1):
+            touched[node, index] = True
+        end = (inode.size - 1) // self.image.block_size
+        if not reads_on or last >= end or (node, last + 1) in touched:
+            return
+        if self.workers < 2 or self._reads < _WARM:
+            return
+        wanted = self._wanted
+        if wanted is None:
+            from _queue import SimpleQueue
+
+            wanted = SimpleQueue()
+            if not self._thread(self._look_ahead, wanted):
+                self.workers = 1
+                return
+            self._wanted = wanted
+        if wanted.qsize() < _WAITING:
+            end = min(last + _AHEAD, end)
+            wanted.put((inode, last + 1, end))
+            for index in range(last + 1, end + 1):
+                touched.setdefault((node, index), False)
 
     def _readdir(self, node: int, request: memoryview) -> tuple[bytes, ...]:
         """Return as many names as fit, from the place the kernel names; "." and ".." stand at places 0 and 1."""
@@ -295,10 +381,12 @@ class Server:
         """Return as many names with their attributes as fit."""
         _, place, room = fuse.READ_IN.unpack_from(request)
         ref = self._ref(node)
-        if self._records_of != ref:
-            self._records, self._records_of = self._plus(ref), ref
+        known, records = self._records
+        if known != ref:
+            records = self._plus(ref)
+            self._records = ref, records
         out = []
-        for record in self._records[place:] if place else self._records:
+        for record in records[place:] if place else records:
             room -= len(record)
             if room < 0:
                 break
