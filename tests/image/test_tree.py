@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from pysingularity.errors import UserError
-from pysingularity.image.tree import scan_directory, store_tree
+from pysingularity.image.tree import lay_upper, scan_directory, store_tree
 
 
 class Recorder:
@@ -128,7 +128,7 @@ def test_file_that_may_not_be_read_is_named(as_user):
     if not as_user.other:
         pytest.skip("needs a file of another user: start the tests as root")
     script = (
-        "import sys\nfrom pysingularity.image.tree import scan_directory, store_tree\n"
+        "import sys\nfrom pysingularity.image.tree import lay_upper, scan_directory, store_tree\n"
         "class W:\n    def store_bytes(self, data): return data\n"
         "store_tree(W(), scan_directory('locked'))\n"
     )
@@ -139,7 +139,7 @@ def test_file_that_may_not_be_read_is_named(as_user):
 @pytest.mark.rootless
 def test_own_files_without_permissions_are_read_and_left_as_they_were(as_user):
     script = (
-        "import os\nfrom pysingularity.image.tree import scan_directory, store_tree\n"
+        "import os\nfrom pysingularity.image.tree import lay_upper, scan_directory, store_tree\n"
         "os.makedirs('box/dir')\nopen('box/dir/f', 'w').write('x')\n"
         "os.chmod('box/dir/f', 0)\nos.chmod('box/dir', 0)\n"
         "class W:\n    def store_bytes(self, data): return data\n"
@@ -205,3 +205,33 @@ def test_ten_thousand_files_are_scanned_quickly(tmp_path):
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="nosuch"):
         scan_directory(str(tmp_path / "nosuch"))
+
+
+def test_upper_folder_of_an_overlay_is_laid_over_the_lower_tree(tmp_path, root_only):
+    """The kernel is the judge: what it shows is what the two trees give together."""
+    lower, upper, work, shown = (tmp_path / name for name in ("lower", "upper", "work", "shown"))
+    for folder in (lower, upper, work, shown):
+        folder.mkdir()
+    make = "mkdir -p a/b/c d e/f; echo 1 > a/b/c/x; echo 2 > a/y; echo 3 > d/z; ln -s y a/link; echo 4 > e/f/w; chmod 750 e"
+    change = (
+        "rm a/y; rm -r d; mkdir d; echo 5 > d/new; rm a/link; mkdir a/link; rm -r a/b/c; echo 6 > a/b/c; mkdir n; rmdir n;"
+        "chown 7:8 e; echo 9 >> e/f/w; ln e/f/w again; mkdir -p q/r; rm -r e/f; mkdir e/f; touch e/f/v"
+    )
+    subprocess.run(["sh", "-ec", make], cwd=lower, check=True)
+    before = scan_directory(str(lower))
+    listed = [(path, repr(node)) for path, node in before.walk()]
+    options = f"lowerdir={lower},upperdir={upper},workdir={work},userxattr"
+    script = f"mount -t overlay overlay -o {options} {shown}; cd {shown}; {change}; cp -a . {tmp_path}/copy"
+    done = subprocess.run(["unshare", "-m", "sh", "-ec", script], capture_output=True, text=True, check=False)
+    if "mount" in done.stderr:
+        pytest.skip(f"no overlay here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    tree = scan_directory(str(upper), upper=True)
+    lay_upper(before, tree)
+    expected = scan_directory(str(tmp_path / "copy"))
+
+    def what(root):
+        return {path: (node.kind, node.mode, node.uid, node.gid, node.target) for path, node in root.walk()}
+
+    assert what(tree) == what(expected)
+    assert [(path, repr(node)) for path, node in before.walk()] == listed

@@ -278,6 +278,8 @@ def squashfs_of(image: Image) -> SquashfsImage:
     Raises:
         ImageError: the root file system is not squashfs, or it is damaged.
     """
+    if image.reader is not None:
+        return image.reader
     from pysingularity.squashfs.reader import SquashfsImage  # the reader with its codecs: only when files are read
 
     if image.locked:

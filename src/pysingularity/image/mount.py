@@ -93,25 +93,30 @@ def serve(
     file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC) if plain is None else plain.fd
     try:
         image = SquashfsImage(file, offset, size or None, source=plain, name=path)
-        device = fuse.open_device()
-    except BaseException:
+        return serve_image(image, (file,), inside, squash=squash, program=program if plain is None else "")
+    finally:
         posix.close(file)
-        raise
+
+
+def serve_image(
+    image: SquashfsImage, files: tuple[int, ...], inside: tuple[int, int], *, squash: bool = True, program: str = ""
+) -> Pending:
+    """Start a server for an open image that reads from some files; arguments and errors as for `serve`."""
+    device = fuse.open_device()
     wait, go = posix.pipe()
     child = posix.fork()
     if child == 0:
         # Twice: the container's program must not find a child that it did not start.
         if posix.fork() == 0:
             try:
-                if program and plain is None:
-                    _serve_by(program, offset, device, file, wait)
-                _serve(Server(image, inside if squash else None, complain=_teller()), device, file, wait)
+                if program:
+                    _serve_by(program, image.offset, device, files[0], wait)
+                _serve(Server(image, inside if squash else None, complain=_teller()), device, files, wait)
             finally:
                 posix._exit(1)
         posix._exit(0)
     posix.close(wait)
-    posix.close(file)
-    return Pending(path, device, go, child, inside)
+    return Pending(image.name, device, go, child, inside)
 
 
 def _teller() -> Callable[[str], None] | None:
@@ -172,9 +177,9 @@ def _serve_by(program: str, offset: int, device: int, file: int, wait: int) -> N
     posix._exit(0)
 
 
-def _serve(server: Server, device: int, file: int, wait: int) -> None:
+def _serve(server: Server, device: int, files: tuple[int, ...], wait: int) -> None:
     """Be the server."""
-    _alone(device, file, wait)
+    _alone(device, *files, wait)
     set_name("singularity-fs")
     # The caller's other processes could otherwise look into this one, which holds rights in the namespace.
     set_dumpable(False)

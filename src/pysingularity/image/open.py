@@ -18,9 +18,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import Self
 
     from pysingularity.sif.file import SifFile
     from pysingularity.sif.layout import Descriptor
+    from pysingularity.squashfs.reader import SquashfsImage
     from pysingularity.trust.encryption import Key, Plain
 
 #: Names of the file systems that a partition can hold, by SIF's numbers.
@@ -65,9 +67,10 @@ class Image:
         overlays: overlay partitions of a SIF, in order.
         sif: the SIF file itself, None for other kinds.
         plain: where the bytes of a root file system come from that a key has opened, else None.
+        reader: reads the root file system where that lies in more than one file (`image.pieces`), else None.
     """
 
-    __slots__ = ("arch", "fd", "filesystem", "kind", "offset", "overlays", "path", "plain", "sif", "size")
+    __slots__ = ("arch", "fd", "filesystem", "kind", "offset", "overlays", "path", "plain", "reader", "sif", "size")
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class Image:
         self.kind, self.path, self.fd, self.filesystem = kind, path, fd, filesystem
         self.offset, self.size, self.arch, self.overlays, self.sif = offset, size, arch, overlays, sif
         self.plain: Plain | None = None
+        self.reader: SquashfsImage | None = None
 
     @property
     def locked(self) -> bool:
@@ -119,7 +123,7 @@ class Image:
             os.close(self.fd)
         self.fd = -1
 
-    def __enter__(self) -> Image:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

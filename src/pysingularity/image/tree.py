@@ -60,13 +60,24 @@ OWNER = OWNER_XATTR.decode()
 RECORD = ".singularity.record"
 
 
+#: `Node.source` of what an overlay's upper folder has in place of a file of a lower one (kernel's overlayfs.rst): it is
+#: gone; and of folders of which nothing below is to be seen.
+WHITEOUT, OPAQUE = "whiteout", "opaque"
+
+
 class Unread:
-    """`Node.source` of a file that is still to be read: its size in bytes when it was scanned."""
+    """`Node.source` of a file that is still to be read.
 
-    __slots__ = ("size",)
+    Attributes:
+        size: its size in bytes when it was scanned.
+        mark: what any change of it changes: inode, size, times of change in nanoseconds.
+    """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    __slots__ = ("mark", "size")
+
+    def __init__(self, status: os.stat_result) -> None:
+        self.size = status.st_size
+        self.mark = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def scan_directory(
@@ -76,6 +87,7 @@ def scan_directory(
     exclude: Collection[str] = (),
     latest: int | None = None,
     say: Callable[[str], None] | None = None,
+    upper: bool = False,
 ) -> Node:
     """Return the tree of a folder.
 
@@ -87,11 +99,13 @@ def scan_directory(
         exclude: paths inside the folder, without leading slash, that are left out with all below.
         latest: later modification times become this one (Unix seconds).
         say: called with a line about each entry that cannot be kept (sockets).
+        upper: it is the upper folder of an overlay with `userxattr`: its marks are kept for `lay_upper`.
 
     Raises:
         UserError: a folder may not be read.
     """
     scan = _Scan(owners, {os.fsencode(name) for name in exclude}, LAST_TIME if latest is None else latest, say)
+    scan.upper = upper
     return scan.run(path)
 
 
@@ -106,6 +120,7 @@ class _Scan:
         self.links: dict[tuple[int, int], Node] = {}
         self.without_xattrs: set[int] = set()
         self.recorded = RecordedOwners()
+        self.upper = False
 
     def run(self, path: str) -> Node:
         _allow_many_files()
@@ -151,6 +166,9 @@ class _Scan:
                 if exclude and prefix + name in exclude:
                     continue
                 status = entry.stat(follow_symlinks=False)
+                if self.upper and stat.S_ISCHR(status.st_mode) and not status.st_rdev:
+                    children[name] = Node("char", source=WHITEOUT)
+                    continue
                 key = None
                 if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
                     key = status.st_dev, status.st_ino
@@ -189,13 +207,15 @@ class _Scan:
         mtime = min(max(int(status.st_mtime), 0), self.latest)
         node = Node(kind, stat.S_IMODE(mode), uid, gid, mtime)
         if kind == "file":
-            node.source = Unread(status.st_size)
+            node.source = Unread(status)
         elif kind == "symlink":
             node.target = os.fsencode(os.readlink(name, dir_fd=fd))
         elif kind in ("char", "block"):
             node.rdev = rdev
         if names:
             node.xattrs = self.attributes(names, place) or None
+            if self.upper and kind == "dir" and "user.overlay.opaque" in names:
+                node.source = OPAQUE
         return node
 
     def attribute_names(self, status: os.stat_result, place: str) -> list[str]:
@@ -222,6 +242,27 @@ class _Scan:
                     if error.errno not in (errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOENT):
                         raise
         return strip(found)
+
+
+def lay_upper(lower: Node, upper: Node) -> None:
+    """Turn the scanned upper folder of an overlay into what the overlay shows.
+
+    The lower tree is left as it is; what the upper folder does not touch is part of both trees afterwards.
+    """
+    stack: list[tuple[Node, Node | None]] = [(upper, lower)]
+    while stack:
+        folder, below = stack.pop()
+        hidden = (below.children or {}) if below is not None and folder.source is not OPAQUE else {}
+        children = dict(hidden)
+        for name, node in (folder.children or {}).items():
+            if node.source is WHITEOUT:
+                children.pop(name, None)
+                continue
+            children[name] = node
+            if node.kind == "dir":
+                there = hidden.get(name)
+                stack.append((node, there if there is not None and there.kind == "dir" else None))
+        folder.children = children
 
 
 class Folder:

@@ -27,7 +27,7 @@ from .superblock import Superblock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Protocol
 
     class Source(Protocol):
@@ -137,6 +137,13 @@ class SquashfsImage:
         )
 
     # -- bytes -------------------------------------------------------------------------------------------------------
+
+    def stretches(self, start: int, end: int) -> Iterable[tuple[int, int, int]] | None:
+        """Return where the bytes between two positions are stored: descriptors of files, places in them, lengths.
+
+        None where they do not stand in any file as they are.
+        """
+        return ((self.fd, self.offset + start, end - start),) if self.source is None else None
 
     def raw(self, position: int, size: int) -> bytes:
         """Return stored bytes of the file system.
@@ -610,6 +617,10 @@ class SquashfsImage:
                 self._fragments.clear()
             found = self._fragments[index] = (position, word)
         return found
+
+    def all_fragments(self) -> list[tuple[int, int]]:
+        """Return (position, size word) of every fragment block."""
+        return [self.fragment(index) for index in range(self.superblock.fragment_count)]
 
     def fragment_block(self, index: int) -> bytes:
         """Return a fragment block, inflated and cached."""

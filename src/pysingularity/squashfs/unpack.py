@@ -29,7 +29,7 @@ from .workers import processors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator
     from typing import Any, Protocol
 
     from .reader import Inode, SquashfsImage
@@ -84,6 +84,7 @@ def unpack(
     owner: Owners | None = None,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
+    only: Collection[int] | None = None,
 ) -> Unpacked:
     """Unpack an image.
 
@@ -93,6 +94,7 @@ def unpack(
             devices; for anybody else everything belongs to the user, and devices are left out.
         workers: processes that make files; default: one per processor that we may use.
         progress: called with the number of bytes written since the last call.
+        only: references of the inodes that are wanted, with the folders above them; None for all.
 
     Returns:
         what was made, and what could not be kept.
@@ -108,7 +110,7 @@ def unpack(
         pass
     top = os.open(destination, _OPEN_FOLDER & ~os.O_NOFOLLOW)
     try:
-        job = _Unpacking(image, top, owner, progress)
+        job = _Unpacking(image, top, owner, progress, only)
         job.plan()
         count = min(workers or processors(), _MAX_WORKERS, max(len(job.portions), 1))
         job.run(count)
@@ -157,9 +159,14 @@ class _Unpacking:
     """One image on its way into one folder."""
 
     def __init__(
-        self, image: SquashfsImage, top: int, owner: Owners | None, progress: Callable[[int], None] | None
+        self,
+        image: SquashfsImage,
+        top: int,
+        owner: Owners | None,
+        progress: Callable[[int], None] | None,
+        only: Collection[int] | None,
     ) -> None:
-        self.image, self.top, self.owner, self.progress = image, top, owner, progress
+        self.image, self.top, self.owner, self.progress, self.only = image, top, owner, progress, only
         self.root = os.geteuid() == 0
         self.result = Unpacked()
         #: Portions are lists of (folder, its entries to be made).
@@ -185,7 +192,7 @@ class _Unpacking:
         large: list[list[tuple[bytes, list[tuple[bytes, Inode]]]]] = []
         waiting: dict[bytes, list[tuple[bytes, Inode]]] = {}
         try:
-            for path, inode in self.image.walk():
+            for path, inode in self.image.walk() if self.only is None else self._wanted(self.only):
                 parent, _, name = path.rpartition(b"/")
                 if inode.type == layout.DIR:
                     if path:
@@ -222,6 +229,20 @@ class _Unpacking:
                     entries = size = 0
         if entries:
             self.portions.append(portion)
+
+    def _wanted(self, only: Collection[int]) -> Iterator[tuple[bytes, Inode]]:
+        """Walk the image, and yield what is wanted with the folders above it."""
+        above: list[tuple[bytes, Inode]] = []  # folders on the way to where the walk is, that were not yielded yet
+        for path, inode in self.image.walk():
+            while above and path and not path.startswith(above[-1][0] + b"/"):
+                above.pop()
+            if inode.type == layout.DIR:
+                above.append((path, inode))
+            if not path or inode.ref in only:
+                yield from above
+                above.clear()
+                if inode.type != layout.DIR:
+                    yield path, inode
 
     def run(self, count: int) -> None:
         """Let workers make everything but folders and hard links.

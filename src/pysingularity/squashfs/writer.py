@@ -16,6 +16,7 @@ import errno
 import os
 import zlib
 from array import array
+from bisect import bisect_right
 from collections import deque
 from hashlib import sha256
 from struct import pack
@@ -68,6 +69,7 @@ class SquashfsWriter:
         label: library and level that compress, for records.
         stored, duplicates: bytes that were given, and how many of them had been given before.
         left_out: names of extended attributes that the format has no place for, after `finish`.
+        end: where the blocks end and the tables begin, after `finish`.
 
     Raises:
         UserError: an unknown compression, level or block size.
@@ -102,6 +104,7 @@ class SquashfsWriter:
             options = layout.LZ4_OPTIONS.pack(1, 1 if "high" in self.label else 0)
             self._options = pack("<H", len(options) | layout.METADATA_UNCOMPRESSED) + options
         self._position = self._highest = layout.SUPERBLOCK_SIZE + len(self._options)
+        self._head = self.offset
         self._pipeline = Pipeline(self._compress, threads or processors(), block_size)
         self._queue: deque[Block] = deque()
         self._fragments: list[tuple[int, int]] = []
@@ -111,7 +114,7 @@ class SquashfsWriter:
         self._likely: set[tuple[int, int]] = set()
         self._empty = FileData(0)
         self._zeros = bytes(block_size)
-        self.stored = self.duplicates = 0
+        self.stored = self.duplicates = self.end = 0
         self.left_out: set[bytes] = set()
 
     def __enter__(self) -> Self:
@@ -277,7 +280,7 @@ class SquashfsWriter:
         self._known, self._likely = {}, set()
         return self._position, len(self._fragments)
 
-    def fragments(self, first: int) -> list[tuple[int, int]]:
+    def fragments(self, first: int = 0) -> list[tuple[int, int]]:
         """Return (position, size word) of the fragments from number `first` on; all must have been written."""
         return self._fragments[first:]
 
@@ -310,15 +313,36 @@ class SquashfsWriter:
     # -- another image -----------------------------------------------------------------------------------------------
 
     def adopt(self, image: SquashfsImage) -> Node:
-        """Copy the compressed blocks of an image as they are, and return its tree with `data` set.
+        """Copy the compressed blocks of an image's files as they are, and return its tree with `data` set.
 
-        Where both lie on one file system that can share extents, the kernel copies nothing. The blocks of files that
-        the caller then takes out of the tree stay in the image.
+        Where both lie on one file system that can share extents, the kernel copies nothing. Bytes that no file of the
+        image needs are left behind; the blocks of files that the caller takes out of the tree afterwards stay.
 
         Raises:
             ImageError: it is damaged, or its compression or block size is not the writer's.
             OSError: the output cannot be written.
         """
+        self._check_kind(image)
+        self._flush()
+        taken = Taken(image)
+        self._copy(image, taken.move(self._position, self._fragments))
+        return taken.root
+
+    def follow(self, position: int, fragments: Iterable[tuple[int, int]]) -> None:
+        """Go on behind the blocks of another image, without copying any: see `squashfs.pieces`.
+
+        It has to have the same compression and block size, and nothing may have been stored before. What lies where in
+        it (`Taken`) holds for the new image, too.
+
+        Arguments:
+            position: where its blocks end: the position of its inode table.
+            fragments: all of its fragments (position, size word).
+        """
+        self._head, self.offset = self.offset, self.offset + self._position - position
+        self._position = self._highest = position
+        self._fragments = list(fragments)
+
+    def _check_kind(self, image: SquashfsImage) -> None:
         block = image.superblock
         if block.compressor != self._number or block.block_size != self.block_size:
             raise ImageError(
@@ -326,21 +350,19 @@ class SquashfsWriter:
                 f"blocks of {block.compression} with {block.block_size} bytes cannot be taken over into an image of "
                 f"{self.compression} with {self.block_size}",
             )
-        self._flush()
-        delta = self._position - layout.SUPERBLOCK_SIZE
-        tree = _Adoption(image, delta, self._fragments).tree()
-        self._copy(image, layout.SUPERBLOCK_SIZE, block.inode_table)
-        return tree
 
-    def _copy(self, image: SquashfsImage, start: int, end: int) -> None:
-        """Append the bytes of an image between two positions."""
-        if image.source is None:
-            self._copy_bytes(image.fd, image.offset + start, image.offset + end, "the image")
-            return
-        while start < end:
-            data = image.raw(start, min(end - start, 1 << 20))
-            self._put(data)
-            start += len(data)
+    def _copy(self, image: SquashfsImage, ranges: Iterable[tuple[int, int]]) -> None:
+        """Append the bytes of an image between pairs of positions."""
+        for start, end in ranges:
+            stored = image.stretches(start, end)
+            if stored is not None:
+                for fd, place, size in stored:
+                    self._copy_bytes(fd, place, place + size, "the image")
+                continue
+            while start < end:
+                data = image.raw(start, min(end - start, 1 << 20))
+                self._put(data)
+                start += len(data)
 
     def _copy_bytes(self, fd: int, place: int, last: int, what: str) -> None:
         """Append the bytes of a file between two positions."""
@@ -385,6 +407,7 @@ class SquashfsWriter:
             raise InternalError("no-folder", "the root of an image is not a folder")
         self._flush()
         self._pipeline.stop()
+        self.end = self._position
         tables = Tables(root, self._compress)
         self.left_out = tables.left_out
         inode_table = self._put(tables.inodes)
@@ -429,7 +452,7 @@ class SquashfsWriter:
             fragment_table,
             export_table,
         )
-        self._position = 0
+        self.offset, self._position = self._head, 0
         self._put(superblock + self._options)
         return end
 
@@ -468,30 +491,73 @@ def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
     return b"".join(parts)
 
 
-class _Adoption:
-    """The tree of an image whose blocks move by `delta` and whose fragments go behind those that are there."""
+class Taken:
+    """An image's tree, with `data` that tells where the bytes of its files lie in the image.
 
-    def __init__(self, image: SquashfsImage, delta: int, fragments: list[tuple[int, int]]) -> None:
-        self.image, self.delta, self.fragments = image, delta, fragments
-        self.taken: dict[int, int] = {}
+    Attributes:
+        root: the tree; `ref` of its nodes is the inode's in the image.
+    """
+
+    def __init__(self, image: SquashfsImage) -> None:
+        """Read the tree.
+
+        Raises:
+            ImageError: it is damaged.
+        """
+        self.image = image
         self.attributes: dict[int, dict[bytes, bytes]] = {}
         self.last = image.superblock.inode_table
+        self.files: list[FileData] = []
         # Honest block lists do not overlap, so all of them together fit into the inode table.
         self.room = 0
         position = self.last
         while position < image.superblock.directory_table:
-            data, position = image.metadata_block(position)
+            data, position = self.image.metadata_block(position)
             self.room += len(data)
+        self.root = self._tree()
 
-    def tree(self) -> Node:
-        """Return the root."""
+    def move(self, position: int, fragments: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Let the files' bytes lie behind each other from a position on, and their fragments behind those of a list.
+
+        Returns:
+            pairs of positions in the image: what has to be copied, in that order.
+        """
+        used: dict[int, int] = {}  # fragment → new index
+        ranges = []
+        for file in self.files:
+            if file.start:
+                ranges.append((file.start, file.start + sum([word & layout.BLOCK_SIZE_MASK for word in file.words])))
+            if file.fragment != layout.NONE32:
+                used.setdefault(file.fragment, len(fragments) + len(used))
+        blocks = {index: self._fragment(index) for index in used}
+        ranges += [(start, start + (word & layout.BLOCK_SIZE_MASK)) for start, word in blocks.values()]
+        joined: list[tuple[int, int]] = []
+        for start, end in sorted(ranges):
+            if joined and start <= joined[-1][1]:
+                joined[-1] = joined[-1][0], max(end, joined[-1][1])
+            else:
+                joined.append((start, end))
+        starts = [start for start, _ in joined]
+        moves = []
+        for start, end in joined:
+            moves.append(position - start)
+            position += end - start
+        for file in self.files:
+            if file.start:
+                file.start += moves[bisect_right(starts, file.start) - 1]
+            if file.fragment != layout.NONE32:
+                file.fragment = used[file.fragment]
+        fragments += [(start + moves[bisect_right(starts, start) - 1], word) for start, word in blocks.values()]
+        return joined
+
+    def _tree(self) -> Node:
         made: dict[int, Node] = {}
         folders: dict[bytes, Node] = {}
         root: Node | None = None
         for path, inode in self.image.walk():
             node = made.get(inode.ref)
             if node is None:
-                node = made[inode.ref] = self.node(inode)
+                node = made[inode.ref] = self._node(inode)
             if inode.type == layout.DIR:
                 folders[path] = node
             if root is None:
@@ -505,21 +571,22 @@ class _Adoption:
             raise self.image.damaged("it has no root")
         return root
 
-    def node(self, inode: Inode) -> Node:
+    def _node(self, inode: Inode) -> Node:
         node = Node(inode.kind, inode.mode, inode.uid, inode.gid, inode.mtime)
-        node.target, node.rdev = inode.target, inode.rdev
+        node.target, node.rdev, node.ref = inode.target, inode.rdev, inode.ref
         if inode.xattr != layout.NONE32:
             found = self.attributes.get(inode.xattr)
             if found is None:
                 found = self.attributes[inode.xattr] = self.image.xattrs(inode)
             node.xattrs = found or None
         if inode.type == layout.FILE:
-            node.data = self.data(inode)
+            node.data = self._data(inode)
         return node
 
-    def data(self, inode: Inode) -> FileData:
+    def _data(self, inode: Inode) -> FileData:
         image = self.image
         file = FileData(inode.size)
+        self.files.append(file)
         count = image.block_count(inode)
         if count:
             self.room -= 4 * count
@@ -531,21 +598,17 @@ class _Adoption:
                 end += word & layout.BLOCK_SIZE_MASK
                 if not word:
                     file.sparse += min(image.block_size, inode.size - index * image.block_size)
-            if end > self.last:
-                raise image.damaged("a file lies outside")
             if end > inode.start:
-                file.start = inode.start + self.delta
+                if end > self.last or inode.start < layout.SUPERBLOCK_SIZE:
+                    raise image.damaged("a file lies outside")
+                file.start = inode.start
         if inode.fragment != layout.NONE32 and inode.size % image.block_size:
-            file.fragment, file.offset = self.fragment(inode.fragment), inode.offset
+            self._fragment(inode.fragment)
+            file.fragment, file.offset = inode.fragment, inode.offset
         return file
 
-    def fragment(self, index: int) -> int:
-        """Return the new index of a fragment; only those that files use are taken over."""
-        new = self.taken.get(index)
-        if new is None:
-            position, word = self.image.fragment(index)
-            if position + (word & layout.BLOCK_SIZE_MASK) > self.last:
-                raise self.image.damaged("a fragment lies outside")
-            new = self.taken[index] = len(self.fragments)
-            self.fragments.append((position + self.delta, word))
-        return new
+    def _fragment(self, index: int) -> tuple[int, int]:
+        position, word = self.image.fragment(index)
+        if position < layout.SUPERBLOCK_SIZE or position + (word & layout.BLOCK_SIZE_MASK) > self.last:
+            raise self.image.damaged("a fragment lies outside")
+        return position, word
