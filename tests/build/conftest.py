@@ -55,3 +55,13 @@ def base(tiny, user_space) -> Path:
         shutil.copytree(tiny, place, symlinks=True)
         place.chmod(0o755)
     return place
+
+
+@pytest.fixture
+def perl_base(user_space) -> Path:
+    """A root with perl: a program that renames without copying when that fails."""
+    place = user_space / "perl"
+    if not place.exists():
+        make_root(place, (*TOOLS, "perl"))
+        place.chmod(0o755)
+    return place

@@ -64,9 +64,8 @@ def test_pieces_read_as_one_and_only_new_files_are_in_them(chain, compression):
 
 def test_an_image_of_pieces_has_what_is_alive(chain, unsquashfs, tmp_path):
     files, wanted = chain("gzip")
-    with open(tmp_path / "whole", "w+b") as whole:
-        with SquashfsWriter(whole.fileno(), compression="gzip", block_size=4096) as writer:
-            writer.finish(writer.adopt(PiecedImage(files)))
+    with open(tmp_path / "whole", "w+b") as whole, SquashfsWriter(whole.fileno(), block_size=4096) as writer:
+        writer.finish(writer.adopt(PiecedImage(files)))
     out = unsquashfs(tmp_path / "whole", tmp_path / "out")
     assert {os.fsencode(path.name): path.read_bytes() for path in out.iterdir()} == wanted
     alive, all_ = (tmp_path / "whole").stat().st_size, sum(os.fstat(fd).st_size for fd in files)

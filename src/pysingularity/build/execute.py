@@ -192,6 +192,9 @@ class Builder(Finish):
         }
         try:
             status = inside.run(argv, env=env)
+            if status and self._again(step):
+                inside.script("labels", "")
+                status = inside.run(argv, env=env)
             if status and self.request.debug_shell:
                 self._debug_shell(inside, status, "%post", env=env)
         finally:

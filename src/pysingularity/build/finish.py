@@ -26,6 +26,7 @@ from pysingularity.trust.encryption import key_in
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pysingularity.build.steps import Snapshot
     from pysingularity.image.assemble import Written
     from pysingularity.image.inside import Source
     from pysingularity.image.open import Image
@@ -84,7 +85,7 @@ class Finish(Frame):
         if not self.folded or store is None:
             return
         self.folded = False
-        store.restore(self.snapshots[step.stage], self.roots[step.stage])
+        self._bring_back(step.stage)
         with FolderSource(self.roots[step.stage]) as source:
             entries = self._entries(step, source)
         put_into_folder(self.roots[step.stage], entries)
@@ -128,7 +129,7 @@ class Finish(Frame):
         with open_image(self._base_path(stage)) as image:
             return metadata.oci_config_of(image)
 
-    def _assemble_from(self, step: Step, snapshot: str) -> str | None:
+    def _assemble_from(self, step: Step, snapshot: Snapshot) -> str | None:
         """Make the image of the snapshot behind the last step: its blocks are copied, only metadata is new.
 
         When nothing at all has changed since such an image was made, it is the image still.
@@ -137,7 +138,7 @@ class Finish(Frame):
         more = f"{sorted(request.wanted)} {request.force} {request.arch} {output.epoch(request.environ)}"
         if self.folded and store is not None and self._same_again(store.result(step, more)):
             return "cached"
-        with open_image(snapshot) as image:
+        with snapshot.image() as image:
             with source_of(image) as source:
                 entries = self._entries(step, source)
             image.arch = request.arch

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pysingularity import events
-from pysingularity.build import bootstrap, container, plan, space, worker
+from pysingularity.build import bootstrap, container, overlaid, plan, space, worker
 from pysingularity.build.files import Copier
 from pysingularity.build.history import record
 from pysingularity.build.plan import Plan, Step
 from pysingularity.build.request import IMAGE, RECIPE, BuildRequest
-from pysingularity.build.steps import StepStore, salt
+from pysingularity.build.steps import Snapshot, StepStore, salt
 from pysingularity.cache import Cache
 from pysingularity.errors import InternalError, RecipeError, UserError
 from pysingularity.image import output
@@ -59,7 +59,7 @@ class Frame:
         self.names: dict[str, int] = {}
         self.post_labels = ""
         self.stores: dict[int, StepStore | None] = {}
-        self.snapshots: dict[int, str] = {}
+        self.snapshots: dict[int, Snapshot] = {}
         #: stage → last step that the cache spares us.
         self.spared: dict[int, int] = {}
         #: Stages that nobody takes anything from, because the cache spares the steps that would.
@@ -98,6 +98,7 @@ class Frame:
             failed = False
         finally:
             if request.cleanup or not failed:
+                overlaid.take_off_below(self.place)
                 output.remove_tree(self.place)
             else:
                 self._message("warning", f"temporary files are kept in {self.place}")
@@ -289,10 +290,10 @@ class Frame:
         store = StepStore(cache, self._mark(stage), self.request.writer, self.way.owners, advance)
         self.stores[stage] = store
         for step in reversed(kept):
-            path = store.find(step)
-            if path is not None:
+            found = store.find(step)
+            if found is not None:
                 self.spared[stage] = step.number
-                self.snapshots[stage] = path
+                self.snapshots[stage] = found
                 break
 
     def _restore(self, step: Step) -> None:
@@ -311,14 +312,36 @@ class Frame:
         if not self.request.sandbox and set(rest) <= {plan.METADATA, plan.TEST, plan.ASSEMBLE}:
             self.folded = True
             return
-        store.restore(self.snapshots[step.stage], self.roots[step.stage])
+        self._bring_back(step.stage)
+
+    def _bring_back(self, stage: int) -> None:
+        """Bring the last snapshot of a stage to disk."""
+        store = self.stores[stage]
+        if store is not None:
+            store.restore(self.snapshots[stage], self.roots[stage], plain=self._stays(self.roots[stage]))
+
+    def _stays(self, root: str) -> bool:
+        """Return whether somebody may want to see a root when this process has ended."""
+        return root in (self.request.target, self._partial()) or not self.request.cleanup
+
+    def _again(self, step: Step) -> bool:
+        """Prepare for running a failed program once more, where a plain folder may be what it misses.
+
+        A folder of a mounted snapshot cannot be renamed, and not every program copies it then.
+        """
+        store, snapshot = self.stores.get(step.stage), self.snapshots.get(step.stage)
+        if store is None or snapshot is None or not store.laid_over or not self.tell.rename_failed():
+            return False
+        self._message("warning", "a folder of an earlier step could not be renamed: this step begins anew, unpacked")
+        store.unpack_after_all(snapshot, self.roots[step.stage])
+        return True
 
     def _root(self, stage: int) -> str:
         """Return the root of another stage, unpacked."""
         store = self.stores.get(stage)
         if stage in self.packed and store is not None:
             self.packed.discard(stage)
-            store.restore(self.snapshots[stage], self.roots[stage])
+            self._bring_back(stage)
         return self.roots[stage]
 
     def _keep(self, step: Step, labels: str) -> None:
@@ -340,6 +363,8 @@ class Frame:
 
     def _hint(self, hint: str, root: str) -> str:
         """Return a hint for a program that failed in a root, or the one reason that explains everything."""
+        if overlaid.server_ended(root):
+            return "the process that reads the kept step has ended: was it killed, or is memory short? See: dmesg"
         if space.free(root) < 1 << 20:
             return f"there is no space left in {os.path.dirname(root)}: set SINGULARITY_TMPDIR to another folder"
         return hint

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cached steps: the root file system behind a step, kept under the step's hash.
 
-A recipe asks for it by `#step` lines in %post (and every RUN of a Dockerfile is one). What is kept is a whole squashfs
-that can be unpacked, or become an image by copying its blocks. The one behind the next step takes over the blocks of
-files that did not change, so that only new files are compressed; when much of it would be dead weight it is written
-anew, and the size of the final image does not depend on how %post was cut.
+A recipe asks for it by `#step` lines in %post (and every RUN of a Dockerfile is one). What is kept is a squashfs in
+pieces (`squashfs.pieces`): the whole tree, and only those files that the snapshot before did not have. It can be
+mounted, unpacked, or become an image by copying blocks; those that no file needs any more are left out then, so that
+the size of the final image does not depend on how %post was cut.
 
 What a step's hash takes in is decided by `plan`; here the things are added that a plan cannot know: what the base image
 turned out to be, and how this machine lets us be root.
@@ -19,14 +19,17 @@ import stat
 from typing import TYPE_CHECKING
 
 from pysingularity import messages
+from pysingularity.build.overlaid import lay_over, take_off
 from pysingularity.cache import Cache, hash_file, read_lines
 from pysingularity.errors import SingularityError
-from pysingularity.image.assemble import SifAssembly
+from pysingularity.image.assemble import newest
 from pysingularity.image.convert import unpack_into
 from pysingularity.image.inside import squashfs_of
 from pysingularity.image.open import open_image
-from pysingularity.image.tree import scan_directory, store_tree
+from pysingularity.image.pieces import Pieces
+from pysingularity.image.tree import Unread, lay_upper, scan_directory, store_tree
 from pysingularity.linux.ownership import RealOwners
+from pysingularity.squashfs.writer import SquashfsWriter, Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,9 +38,6 @@ if TYPE_CHECKING:
     from pysingularity.build.plan import Plan, Step
     from pysingularity.build.request import BuildRequest, Writer
     from pysingularity.squashfs.node import Node
-
-#: Share of dead blocks above which a snapshot is written anew instead of taking blocks over.
-DEAD = 0.01
 
 #: path → what tells that a file is still the same: inode, size, times of change in nanoseconds.
 State = dict[bytes, tuple[int, int, int, int]]
@@ -109,7 +109,28 @@ def _result_mark(status: os.stat_result) -> str:
 
 
 def _mark(status: os.stat_result) -> tuple[int, int, int, int]:
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return Unread(status).mark
+
+
+class Snapshot:
+    """The kept root behind a step. Its files are held open: nothing that happens to the cache takes them away.
+
+    Attributes:
+        keys: of its files in the cache, the oldest first; files: their descriptors.
+    """
+
+    __slots__ = ("files", "keys")
+
+    def __init__(self, keys: tuple[str, ...] = (), files: tuple[int, ...] = ()) -> None:
+        self.keys, self.files = keys, files
+
+    def image(self) -> Pieces:
+        """Return the image that the files are.
+
+        Raises:
+            ImageError: it is damaged.
+        """
+        return Pieces(self.files, self.keys[-1])
 
 
 class StepStore:
@@ -128,17 +149,38 @@ class StepStore:
     ) -> None:
         self._cache, self._salt, self._writer, self._owners = cache, salt, writer, owners
         self._progress = progress
-        self._last, self._state = "", State()
+        #: The last snapshot, its tree, where its blocks end, and its fragments.
+        self._last = Snapshot()
+        self._tree: Node | None = None
+        self._end = 0
+        self._fragments: list[tuple[int, int]] = []
+        #: A base image whose blocks the first snapshot may take over.
+        self._base = ""
+        #: What tells which files have changed since then.
+        self._state = State()
+        #: Where the stage's root is laid over a snapshot: the folder that takes changes, and the tree below it.
+        self._upper = ""
+        self._lower: Node | None = None
 
     def key(self, step: Step) -> str:
         """Return the name under which the root behind a step is kept."""
         text = f"{step.id}\0{self._salt}\0{self._writer!r}"
         return "step-" + hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
-    def find(self, step: Step) -> str | None:
-        """Return the path of the snapshot behind a step, or None."""
-        key = self.key(step)
-        return self._cache.image(key) if self._cache.recall(key) is not None else None
+    def find(self, step: Step) -> Snapshot | None:
+        """Return the snapshot behind a step, or None when not all of it is there."""
+        facts = self._cache.recall(self.key(step)) or {}
+        keys = facts.get("pieces", "").split()
+        files: list[int] = []
+        for key in keys:
+            path = self._cache.image(key)
+            try:
+                files.append(os.open(path or "", os.O_RDONLY | os.O_CLOEXEC))
+            except OSError:
+                for file in files:
+                    os.close(file)
+                return None
+        return Snapshot(tuple(keys), tuple(files)) if keys else None
 
     def labels(self, step: Step) -> str:
         """Return the labels that the programs of this and earlier steps wrote."""
@@ -177,6 +219,11 @@ class StepStore:
         digest = hashlib.sha256(more.encode("utf-8", "surrogateescape")).hexdigest()
         return f"result-{self.key(step)}-{digest}"
 
+    @property
+    def laid_over(self) -> bool:
+        """Say whether the root is laid over a snapshot."""
+        return bool(self._upper)
+
     def begin(self, path: str, root: str) -> None:
         """Let the first snapshot take over blocks of the image that has just been unpacked."""
         with open_image(path) as image:
@@ -184,58 +231,108 @@ class StepStore:
                 return
             facts = squashfs_of(image).superblock
             if (facts.compression, facts.block_size) == (self._writer.compression or "gzip", self._writer.block_size):
-                self._last, self._state = path, state_of(root)
+                self._base, self._state = path, state_of(root)
 
-    def restore(self, path: str, root: str) -> None:
-        """Unpack a snapshot into an empty folder."""
-        with open_image(path) as image:
+    def follow(self, snapshot: Snapshot, root: str) -> None:
+        """Let the first snapshot go on behind another stage's, which has just been copied into the root."""
+        self._take(snapshot)
+        self._state = state_of(root)
+
+    def restore(self, snapshot: Snapshot, root: str, *, plain: bool = False) -> None:
+        """Bring a snapshot into an empty folder.
+
+        Arguments:
+            plain: unpack it in any case; else it is mounted below the folder where that is as good (`overlaid`).
+        """
+        image, tree = self._take(snapshot)
+        self._upper = "" if plain else lay_over(image, tree, root, self._owners) or ""
+        if not self._upper:
             unpack_into(image, root, owner=self._owners, progress=self._progress)
-        self._last, self._state = path, state_of(root)
+        self._lower = tree if self._upper else None
+        self._state = state_of(self._upper or root)
 
-    def keep(self, step: Step, root: str, labels: str) -> str | None:
-        """Keep the root behind a step; return the path of the snapshot, or None when it cannot be kept."""
+    def unpack_after_all(self, snapshot: Snapshot, root: str) -> None:
+        """Bring a snapshot into the folder that is laid over one, without an overlay; what was changed is dropped."""
+        take_off(root)
+        self.restore(snapshot, root, plain=True)
+
+    def _take(self, snapshot: Snapshot) -> tuple[Pieces, Node]:
+        """Remember a snapshot as the last one; return its image and tree."""
+        image = snapshot.image()
+        self._last, self._base = snapshot, ""
+        self._end, self._fragments = image.reader.superblock.inode_table, image.reader.all_fragments()
+        self._tree = tree = Taken(image.reader).root
+        return image, tree
+
+    def keep(self, step: Step, root: str, labels: str) -> Snapshot | None:
+        """Keep the root behind a step; return the snapshot, or None when it cannot be kept."""
         key = self.key(step)
         new = self._cache.new_file("image", key)
         try:
-            self._write(new, root)
-            path = self._cache.publish_image(key, new, hash_file(new), {"step": step.title})
+            written = self._write(new, root)
+            digest = hash_file(new)
+            # A name that no other content can have: snapshots that go on behind this one rely on it.
+            own = f"{key}-{digest[:16]}"
+            file = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+            self._cache.publish_image(own, new, digest, {"step": step.title})
         except OSError as error:
             messages.warning(f"this step is not kept: {(error.strerror or str(error)).lower()}")
             return None
         finally:
             if os.path.exists(new):
                 os.unlink(new)
-        self._cache.remember(key, {"labels": json.dumps(labels)})
-        self._last, self._state = path, state_of(root)
-        return path
+        for one in self._last.keys:
+            self._cache.image(one)  # used again: what has just been kept is worth nothing without them
+        self._last, self._base = Snapshot((*self._last.keys, own), (*self._last.files, file)), ""
+        self._tree, self._state, self._end, self._fragments = written
+        self._cache.remember(key, {"labels": json.dumps(labels), "pieces": " ".join(self._last.keys)})
+        return self._last
 
-    def _write(self, path: str, root: str) -> None:
-        writer = self._writer
-        tree = scan_directory(root, owners=self._owners)
-        same = self._unchanged(root)
-        with SifAssembly(
-            path,
-            bare=True,
-            compression=writer.compression or "gzip",
-            level=writer.level,
-            block_size=writer.block_size,
-            threads=writer.threads,
-        ) as output:
-            if same and self._last:
-                with open_image(self._last) as image:
-                    take_over(tree, output.writer.adopt(squashfs_of(image)), same)
-            store_tree(output.writer, tree, progress=self._progress)
-            output.finish(tree)
+    def _write(self, path: str, root: str) -> tuple[Node, State, int, list[tuple[int, int]]]:
+        """Write a snapshot; return what is to be known of it when it is the last one."""
+        settings = self._writer
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with SquashfsWriter(
+                fd,
+                compression=settings.compression or "gzip",
+                level=settings.level,
+                block_size=settings.block_size,
+                threads=settings.threads,
+            ) as writer:
+                before = self._tree
+                if before is not None:
+                    writer.follow(self._end, self._fragments)
+                elif self._base:
+                    with open_image(self._base) as image:
+                        before = writer.adopt(squashfs_of(image))
+                tree = scan_directory(self._upper or root, owners=self._owners, upper=bool(self._upper))
+                state = _state_of_tree(tree)
+                if before is not None:
+                    take_over(tree, before, {one for one, mark in state.items() if self._state.get(one) == mark})
+                store_tree(writer, tree, progress=self._progress)
+                if self._lower is not None:
+                    lay_upper(self._lower, tree)
+                writer.mtime = newest(tree)
+                writer.finish(tree)
+                os.fsync(fd)
+                return tree, state, writer.end, writer.fragments()
+        finally:
+            os.close(fd)
 
-    def _unchanged(self, root: str) -> set[bytes]:
-        """Return the files that are as in the last snapshot; none when too much of that would be dead weight."""
-        if not self._state:
-            return set()
-        now = state_of(root)
-        same = {path for path, mark in self._state.items() if now.get(path) == mark}
-        total = sum(mark[1] for mark in self._state.values())
-        dead = sum(mark[1] for path, mark in self._state.items() if path not in same)
-        return same if dead <= DEAD * max(total, 1) else set()
+
+def _state_of_tree(tree: Node) -> State:
+    """Return the same as `state_of` of a folder that has just been scanned."""
+    found: State = {}
+    stack = [(tree, b"")]
+    while stack:
+        folder, prefix = stack.pop()
+        for name, node in (folder.children or {}).items():
+            if node.kind == "dir":
+                stack.append((node, prefix + name + b"/"))
+            elif isinstance(node.source, Unread):
+                found[prefix + name] = node.source.mark
+    return found
 
 
 def take_over(tree: Node, old: Node, same: set[bytes]) -> None:

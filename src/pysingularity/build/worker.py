@@ -39,8 +39,13 @@ _NETWORK = re.compile(
     re.IGNORECASE,
 )
 
-#: Answers to `Channel.network_failed` and to all other awaited events.
-_FAILED, _FINE = b"!", b"\n"
+#: What programs say whose rename a kernel refused (EXDEV).
+_RENAME = re.compile(r"cross-device link|EXDEV|os error 18\b|Errno 18\b", re.IGNORECASE)
+
+#: Answer to awaited events; to questions about the output it is the sum of what was found in it, and this.
+_FINE = 64
+_NETWORK_FAILED, _RENAME_FAILED = 1, 2
+_HEARD = {_NETWORK_FAILED: _NETWORK, _RENAME_FAILED: _RENAME}
 
 
 class Channel:
@@ -59,8 +64,16 @@ class Channel:
 
     def network_failed(self) -> bool:
         """Return whether a program of this step has spoken of a network that failed, in its output so far."""
+        return self._heard(_NETWORK_FAILED)
+
+    def rename_failed(self) -> bool:
+        """Return whether a program of this step has spoken of a rename from one file system to another."""
+        return self._heard(_RENAME_FAILED)
+
+    def _heard(self, what: int) -> bool:
         os.write(self._send, (events.Event("ask", {}).line() + "\n").encode())
-        return os.read(self._answer, 1) == _FAILED
+        answer = os.read(self._answer, 1)
+        return answer != b"" and bool(answer[0] & what)
 
 
 def carry_out(work: Callable[[Channel], None], listen: events.Listener, clean: Callable[[], None]) -> events.Event:
@@ -150,11 +163,11 @@ def _follow(events_r: int, output_r: int, answer_w: int, listen: events.Listener
     poll.register(output_r, select.POLLIN)
     pending, step = b"", 0
     last: events.Event | None = None
-    tail, failed = "", False
+    tail, heard = "", 0
 
     def drain() -> bool:
         """Pass on all output there is; return False at its end."""
-        nonlocal tail, failed
+        nonlocal tail, heard
         while True:
             try:
                 data = os.read(output_r, 65536)
@@ -163,7 +176,9 @@ def _follow(events_r: int, output_r: int, answer_w: int, listen: events.Listener
             text = decoder.decode(data, not data)
             if text:
                 listen(events.Event("log", {"step": step, "text": text}))
-                failed = failed or _NETWORK.search(tail + text) is not None
+                for what, words in _HEARD.items():
+                    if not heard & what and words.search(tail + text):
+                        heard |= what
                 tail = text[-80:]
             if not data:
                 return False
@@ -185,14 +200,14 @@ def _follow(events_r: int, output_r: int, answer_w: int, listen: events.Listener
                     drain()
                 if event.kind == "start":
                     step = event.number("step")
-                    tail, failed = "", False
+                    tail, heard = "", 0
                 if event.kind in ("result", "failed"):
                     last = event
                 if event.kind not in ("failed", "ask"):  # the caller gets it as an exception, and tells it once
                     listen(event)
                 if awaited:
                     try:
-                        os.write(answer_w, _FAILED if event.kind == "ask" and failed else _FINE)
+                        os.write(answer_w, bytes([_FINE + heard if event.kind == "ask" else _FINE]))
                     except BrokenPipeError:  # the worker was killed between its word and our answer
                         pass
         elif output_r in ready and not drain():

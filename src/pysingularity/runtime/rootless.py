@@ -102,7 +102,7 @@ def become_root(prefer: str | None = None, environ: Mapping[str, str] | None = N
 def _become(asked: str) -> Way:
     uid, gid = os.getuid(), os.getgid()
     if uid == 0 and capabilities.effective() >> capabilities.SYS_ADMIN & 1:
-        reach = _mapped("/proc/self/uid_map")
+        reach = mapped("/proc/self/uid_map")
         if reach == 1 << 32:
             return Way(ROOT, uid=0, gid=0, real=True)
         if reach > _NEEDED:
@@ -220,8 +220,8 @@ def _filtered() -> bool:
         return any(line.split() == ["Seccomp:", "2"] for line in file)
 
 
-def _mapped(path: str) -> int:
-    """Return how many ids, from 0 up without a gap, a map covers."""
+def mapped(path: str) -> int:
+    """Return how many ids, from 0 up without a gap, a map (/proc/PID/uid_map) covers; 1 << 32 for all."""
     with open(path) as file:
         ranges = sorted((int(inside), int(count)) for inside, _, count in (line.split() for line in file))
     end = 0

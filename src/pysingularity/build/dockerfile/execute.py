@@ -150,16 +150,16 @@ class DockerBuilder(Builder):
 
     def _bootstrap(self, step: Step) -> None:
         stage, root = self._picked(step.stage), self.roots[step.stage]
+        own = self.stores.get(step.stage)
         if stage.header["bootstrap"] != STAGE:
             with self._placed(stage.start):
                 super()._bootstrap(step)
-        elif stage.parent in self.packed and (store := self.stores.get(stage.parent)) is not None:
-            store.restore(self.snapshots[stage.parent], root)
+        elif own is not None and stage.parent in self.packed:
+            own.restore(self.snapshots[stage.parent], root, plain=self._stays(root))
         else:
             clone(self._root(stage.parent), root, self._owners(root), self._advance("copying"))
-        own = self.stores.get(step.stage)
-        if own is not None and stage.parent in self.snapshots:
-            own.begin(self.snapshots[stage.parent], root)
+            if own is not None and stage.parent in self.snapshots:
+                own.follow(self.snapshots[stage.parent], root)
         for one, state in self._states(step.stage)[1]:
             self._act(step, one, state)
 
@@ -237,6 +237,8 @@ class DockerBuilder(Builder):
             }
             who = None if not uid and not gid else _Identity(uid, gid or 0, groups)
             status = inside.run(argv, identity=who, **how)
+            if status and self._again(step):
+                status = inside.run(argv, identity=who, **how)
             if status and self.request.debug_shell:
                 self._debug_shell(inside, status, "RUN", identity=who, **how)
         if status:
