@@ -13,8 +13,12 @@ import time
 import pytest
 
 from pysingularity import cache as module
-from pysingularity.cache import Cache, Lock, cache_folder, hand_out, size_of, temporary_folder
+from pysingularity import files, locks
+from pysingularity.cache import Cache
 from pysingularity.errors import UserError
+from pysingularity.files import hand_out
+from pysingularity.folders import cache_folder, size_of, temporary_folder
+from pysingularity.locks import Lock
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def image(cache, key: str, data: bytes = b"x" * 5000) -> str:
     new = cache.new_file("image", key + ".sif")
     with open(new, "wb") as file:
         file.write(data)
-    return cache.publish_image(key, new, module.hash_file(new), {"from": f"docker://{key}"})
+    return cache.publish_image(key, new, files.hash_file(new), {"from": f"docker://{key}"})
 
 
 def test_folder_comes_from_the_environment_or_the_home():
@@ -78,7 +82,7 @@ def test_image_that_was_only_touched_is_hashed_once_and_kept(cache):
     path = image(cache, "k")
     os.utime(path, (1, 1))
     assert cache.image("k") == path
-    assert module.read_lines(path[:-4] + ".record")["identity"].endswith("-1000000000")
+    assert files.read_lines(path[:-4] + ".record")["identity"].endswith("-1000000000")
 
 
 def test_image_without_its_record_is_dropped(cache):
@@ -89,11 +93,11 @@ def test_image_without_its_record_is_dropped(cache):
 
 def test_half_written_record_is_none(tmp_path):
     path = str(tmp_path / "r")
-    module.write_lines(path, {"a": "b=c", "d": "two\nlines"})
-    assert module.read_lines(path) == {"a": "b=c", "d": "two lines"}
+    files.write_lines(path, {"a": "b=c", "d": "two\nlines"})
+    assert files.read_lines(path) == {"a": "b=c", "d": "two lines"}
     with open(path, "r+b") as file:
         file.truncate(3)
-    assert module.read_lines(path) is None
+    assert files.read_lines(path) is None
 
 
 def test_tags_are_remembered_for_a_while(cache, monkeypatch):
@@ -109,7 +113,7 @@ def test_tags_are_remembered_for_a_while(cache, monkeypatch):
 HOLD = """
 import sys, time
 sys.path.insert(0, {src!r})
-from pysingularity.cache import Lock
+from pysingularity.locks import Lock
 lock = Lock({path!r})
 print("held", flush=True)
 sys.stdin.readline()
@@ -146,7 +150,7 @@ def test_hard_link_is_the_lock_where_there_are_no_others(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(module.fcntl, "lockf", none)
+    monkeypatch.setattr(locks.fcntl, "lockf", none)
     path = str(tmp_path / "lock")
     order = []
 
@@ -166,9 +170,9 @@ def test_hard_link_is_the_lock_where_there_are_no_others(tmp_path, monkeypatch):
 
 
 def test_link_lock_of_a_dead_process_is_broken(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "STALE", 0.5)
+    monkeypatch.setattr(locks, "STALE", 0.5)
     (tmp_path / "l").write_text("")
-    lock = module._LinkLock(str(tmp_path / "l"), None)
+    lock = locks._LinkLock(str(tmp_path / "l"), None)
     lock.close()
     assert os.listdir(tmp_path) == []
 
@@ -207,10 +211,10 @@ def test_file_is_copied_to_another_file_system(cache, tmp_path, monkeypatch):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     path = image(cache, "k", os.urandom(3_000_000))
-    monkeypatch.setattr(module.os, "link", other)
-    monkeypatch.setattr(module.fcntl, "ioctl", other)
+    monkeypatch.setattr(files.os, "link", other)
+    monkeypatch.setattr(files.fcntl, "ioctl", other)
     assert hand_out(path, str(tmp_path / "a")) == "copy"
-    monkeypatch.setattr(module.os, "copy_file_range", other)
+    monkeypatch.setattr(files.os, "copy_file_range", other)
     assert hand_out(path, str(tmp_path / "b")) == "copy"
     with open(path, "rb") as file:
         data = file.read()

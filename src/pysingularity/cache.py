@@ -20,14 +20,22 @@ more when they run.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import stat
 import time
 
 from pysingularity import messages
-from pysingularity.errors import UserError
+from pysingularity.files import (
+    files_below,
+    hash_file,
+    identity,
+    make_folders,
+    read_lines,
+    remove,
+    size_on_disk,
+    write_lines,
+)
+from pysingularity.folders import cache_folder, limit_of
+from pysingularity.locks import Lock, held, locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,107 +46,10 @@ FOLDERS = {"package": "packages", "mount": "mounts", "log": "logs"}
 #: Kinds of entries with folders of their names, and all that `cache list` knows.
 OWN = ("image", "blob", "layer", "tag", "partial")
 KINDS = (*OWN, *FOLDERS)
-#: How long a lock made of a hard link may go without a heartbeat, in seconds.
-STALE = 60.0
 #: Seconds that an entry in use a moment ago is safe from cleaning for space.
 FRESH = 300
 #: Unfinished downloads older than this are rubbish.
 ABANDONED = 3 * 86400
-CHUNK = 1 << 20
-
-
-def cache_folder(environ: Mapping[str, str]) -> str:
-    """Return the folder of the cache: SINGULARITY_CACHEDIR (or APPTAINER_CACHEDIR) + /cache, else in the home."""
-    parent = environ.get("SINGULARITY_CACHEDIR") or environ.get("APPTAINER_CACHEDIR")
-    if not parent:
-        parent = os.path.join(_home(environ), ".singularity")
-    return os.path.join(os.path.abspath(parent), "cache")
-
-
-def _home(environ: Mapping[str, str]) -> str:
-    home = environ.get("HOME")
-    if home:
-        return home
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:
-        return "/"
-
-
-def temporary_folder(environ: Mapping[str, str]) -> str:
-    """Return the absolute path of the folder for temporary files.
-
-    SINGULARITY_TMPDIR when that is set (it has to exist), else the scheduler's scratch (SLURM_TMPDIR), else TMPDIR,
-    else /tmp; a /tmp that lives in memory is never filled silently: then it is /var/tmp.
-
-    Raises:
-        UserError: the folder that was asked for is missing or may not be written.
-    """
-    for name in ("SINGULARITY_TMPDIR", "APPTAINER_TMPDIR"):
-        path = environ.get(name, "")
-        if path:
-            if not _usable(path):
-                raise UserError(
-                    "no-tmpdir",
-                    f"{name}={path}: is no folder that you may write to",
-                    hint=f"make it (mkdir -p {path}) or unset {name}",
-                )
-            return os.path.abspath(path)
-    for name in ("SLURM_TMPDIR", "TMPDIR"):
-        path = environ.get(name, "")
-        if path and _usable(path):
-            return os.path.abspath(path)
-    for path in ("/var/tmp", "/tmp") if in_memory("/tmp") else ("/tmp", "/var/tmp"):
-        if _usable(path):
-            return path
-    raise UserError("no-tmpdir", "there is no folder for temporary files", hint="set SINGULARITY_TMPDIR to one")
-
-
-def _usable(path: str) -> bool:
-    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
-
-
-def in_memory(path: str) -> bool:
-    """Return whether a folder lies on a tmpfs (by the mount table; the longest mount point wins)."""
-    best, kind = "", ""
-    try:
-        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
-            for line in stream:
-                fields = line.split(" ")
-                point = fields[1]
-                if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-                    best, kind = point, fields[2]
-    except OSError:
-        return False
-    return kind in ("tmpfs", "ramfs")
-
-
-def size_of(text: str) -> int:
-    """Return the bytes that a text such as "20G", "512MiB" or "0" means; powers of 1024.
-
-    Raises:
-        UserError: the text is no size.
-    """
-    word = text.strip().upper().removesuffix("IB").removesuffix("B")
-    factor = 1
-    if word and word[-1] in "KMGT":
-        factor = 1024 ** ("KMGT".index(word[-1]) + 1)
-        word = word[:-1]
-    try:
-        value = float(word)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1 << 50:
-        raise UserError("bad-size", f"{text!r} is no size", hint="write for example 20G or 512M")
-    return int(value * factor)
-
-
-def limit_of(environ: Mapping[str, str]) -> int | None:
-    """Return the size limit of SINGULARITY_CACHE_SIZE in bytes, or None for no limit."""
-    text = environ.get("SINGULARITY_CACHE_SIZE") or environ.get("APPTAINER_CACHE_SIZE")
-    return size_of(text) if text else None
 
 
 class Entry:
@@ -179,7 +90,7 @@ class Cache:
         cache = cls(cache_folder(environ), limit_of(environ))
         try:
             for kind in (*OWN, "lock"):
-                _make_folders(os.path.join(cache.folder, kind))
+                make_folders(os.path.join(cache.folder, kind))
         except OSError as error:
             messages.warning(f"Cache disabled - cannot make {error.filename or cache.folder}: {error.strerror}")
             return None
@@ -232,7 +143,7 @@ class Cache:
         if record is None or "sha256" not in record:
             self.drop("image", key)
             return None
-        if record.get("identity") != _identity(status):
+        if record.get("identity") != identity(status):
             if record.get("size") != str(status.st_size) or hash_file(path) != record["sha256"]:
                 messages.warning(f"{path} is damaged: made anew")
                 self.drop("image", key)
@@ -251,7 +162,7 @@ class Cache:
     def new_file(self, kind: str, key: str) -> str:
         """Return a name for a file in the making, beside its final place."""
         final = self.path(kind, key)
-        _make_folders(os.path.dirname(final))
+        make_folders(os.path.dirname(final))
         return f"{final}.{os.getpid()}-{os.urandom(4).hex()}.new"
 
     def publish_image(self, key: str, path: str, sha256: str, facts: Mapping[str, str]) -> str:
@@ -272,14 +183,14 @@ class Cache:
 
     def _record(self, path: str, facts: Mapping[str, str], status: os.stat_result) -> None:
         try:
-            write_lines(path[:-4] + ".record", {**facts, "identity": _identity(status)})
+            write_lines(path[:-4] + ".record", {**facts, "identity": identity(status)})
         except OSError as error:
             messages.debug(f"{path}: record not written: {error}")
 
     def add_blob(self, digest: str, path: str) -> str:
         """Put a verified file in its place as a blob and return the place."""
         final = self.path("blob", digest)
-        _make_folders(os.path.dirname(final))
+        make_folders(os.path.dirname(final))
         os.chmod(path, 0o444)
         os.rename(path, final)
         return final
@@ -333,12 +244,12 @@ class Cache:
     def in_work(self, entry: Entry) -> bool:
         """Return whether another process is making an unfinished file right now."""
         if entry.kind == "mount":
-            return _locked(entry.path + ".lock")
+            return locked(entry.path + ".lock")
         if entry.kind != "partial":
             return False
         name = os.path.basename(entry.path)
         key = "image-" + name.rpartition(".sif.")[0] if name.endswith(".new") else "partial-" + name
-        return _held(self.path("lock", key))
+        return held(self.path("lock", key))
 
     # -- cleaning ----------------------------------------------------------------------------------------------
 
@@ -350,17 +261,17 @@ class Cache:
             if kind == "mount":
                 yield from _mounts(top)
                 continue
-            for path in _files(top):
+            for path in files_below(top):
                 relative = os.path.relpath(path, top)
                 if path.endswith((".record", ".new")) and kind == "image":
                     if path.endswith(".new") and _old(path):
-                        yield Entry("partial", relative, path, _size(path), _used(path), [])
+                        yield Entry("partial", relative, path, size_on_disk(path), _used(path), [])
                     continue
                 key = relative
-                size = _size(path)
+                size = size_on_disk(path)
                 if kind == "image":
                     key = relative.removesuffix(".sif")
-                    size += _size(path[:-4] + ".record")
+                    size += size_on_disk(path[:-4] + ".record")
                 elif kind == "blob":
                     parts = relative.split("/")
                     if len(parts) != 3 or "." in parts[2]:
@@ -378,7 +289,7 @@ class Cache:
     def _names(self) -> dict[tuple[str, str], list[str]]:
         """Return which references lead to which entries, by the tags that are remembered."""
         found: dict[tuple[str, str], list[str]] = {}
-        for path in _files(os.path.join(self.folder, "tag")):
+        for path in files_below(os.path.join(self.folder, "tag")):
             facts = read_lines(path) or {}
             if "image" in facts:
                 found.setdefault(("image", facts["image"]), []).append(facts.get("name", ""))
@@ -394,7 +305,7 @@ class Cache:
         paths = [self.path(kind, key + ".sif" if kind == "image" else key)]
         if kind == "image":
             paths.append(paths[0][:-4] + ".record")
-        return sum(_remove(path) for path in paths)
+        return sum(remove(path) for path in paths)
 
     def remove(self, entry: Entry) -> int:
         """Remove an entry that `entries` yielded and return the bytes freed (none while others hold the file).
@@ -408,9 +319,9 @@ class Cache:
             links = os.stat(entry.path).st_nlink
         except OSError:
             pass
-        freed = _remove(entry.path)
+        freed = remove(entry.path)
         if entry.kind == "image":
-            freed += _remove(entry.path[:-4] + ".record")
+            freed += remove(entry.path[:-4] + ".record")
         return freed if links <= 1 else 0
 
     def shrink(self, *, keep: set[str] | None = None) -> int:
@@ -434,223 +345,11 @@ class Cache:
     def sweep(self) -> int:
         """Remove what crashed processes left, and empty lock files nobody holds; return the bytes freed."""
         freed = 0
-        for path in _files(self.folder):
+        for path in files_below(self.folder):
             unfinished = path.endswith(".new") or f"{self.folder}/partial/" in path
             if unfinished and time.time() - _changed(path) > ABANDONED:
-                freed += _remove(path)
+                freed += remove(path)
         return freed
-
-
-class Lock:
-    """A held lock between processes, on whatever file system; `close` or a `with` block gives it back.
-
-    POSIX record locks first: Linux passes them to an NFS server. They belong to the process, so that threads must not
-    compete for one key (they share the download instead). Where they are not supported, a hard link is the lock: making
-    it is atomic everywhere, its owner renews its time, and one without heartbeat for a minute is broken.
-    """
-
-    def __init__(self, path: str, waiting: Callable[[], None] | None = None) -> None:
-        self.path = path
-        self._fd = -1
-        self._link: _LinkLock | None = None
-        try:
-            self._take(waiting)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-            self._link = _LinkLock(path + ".link", waiting)
-
-    def _take(self, waiting: Callable[[], None] | None) -> None:
-        while True:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                try:
-                    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    if error.errno not in (errno.EACCES, errno.EAGAIN):
-                        raise
-                    if waiting is not None:
-                        waiting()
-                    fcntl.lockf(fd, fcntl.LOCK_EX)
-                if _same(fd, self.path):
-                    self._fd = fd
-                    return
-            except BaseException:
-                os.close(fd)
-                raise
-            os.close(fd)  # the last owner has removed the file meanwhile
-
-    def close(self) -> None:
-        """Give the lock back; the file goes with it."""
-        if self._fd >= 0:
-            _remove(self.path)
-            os.close(self._fd)
-            self._fd = -1
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-
-    def __enter__(self) -> Lock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _held(path: str) -> bool:
-    """Return whether another process holds a lock."""
-    try:
-        if time.time() - os.stat(path + ".link").st_mtime < STALE:
-            return True
-    except OSError:
-        pass
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN)
-    finally:
-        os.close(fd)
-    return False
-
-
-class _LinkLock:
-    """A lock that is a hard link with a heartbeat, for file systems without POSIX locks."""
-
-    def __init__(self, path: str, waiting: Callable[[], None] | None) -> None:
-        import threading
-
-        self.path = path
-        self._own = f"{path}.{os.uname().nodename}-{os.getpid()}-{os.urandom(4).hex()}"
-        os.close(os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
-        try:
-            self._wait(waiting)
-        except BaseException:
-            _remove(self._own)
-            raise
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._thread.start()
-
-    def _wait(self, waiting: Callable[[], None] | None) -> None:
-        seen: tuple[int, int] | None = None
-        since = time.monotonic()
-        while True:
-            try:
-                os.link(self._own, self.path)
-                return
-            except FileExistsError:
-                pass
-            if os.stat(self._own).st_nlink == 2:  # NFS lost the answer, not the link
-                return
-            if waiting is not None:
-                waiting()
-                waiting = None
-            try:
-                status = os.stat(self.path)
-            except OSError:
-                continue
-            now = (status.st_ino, status.st_mtime_ns)
-            if now != seen:
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since > STALE:
-                self._break(now)
-            time.sleep(0.1)
-
-    def _break(self, seen: tuple[int, int]) -> None:
-        """Remove a lock whose owner has died: by rename, so that exactly one of the waiting does it."""
-        away = self._own + ".stale"
-        try:
-            os.rename(self.path, away)
-            status = os.stat(away)
-            if (status.st_ino, status.st_mtime_ns) != seen:
-                os.link(away, self.path)  # it changed hands between the look and the rename
-        except OSError:
-            return
-        _remove(away)
-
-    def _beat(self) -> None:
-        while not self._stop.wait(STALE / 6):
-            try:
-                os.utime(self._own)
-            except OSError:
-                return
-
-    def close(self) -> None:
-        self._stop.set()
-        try:
-            if os.stat(self.path).st_ino == os.stat(self._own).st_ino:
-                _remove(self.path)
-        except OSError:
-            pass
-        _remove(self._own)
-
-
-def hash_file(path: str) -> str:
-    """Return the hex SHA-256 of a file."""
-    import hashlib  # 5 ms: only when something has changed
-
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while data := file.read(CHUNK):
-            digest.update(data)
-    return digest.hexdigest()
-
-
-def read_lines(path: str) -> dict[str, str] | None:
-    """Read a small file of `key=value` lines; None when it is not there or is none."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        data = os.read(fd, CHUNK)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    found = {}
-    for line in data.decode("utf-8", "surrogateescape").split("\n"):
-        key, equals, value = line.partition("=")
-        if equals:
-            found[key] = value
-    return found if found.pop("end", "") == "1" else None
-
-
-def write_lines(path: str, facts: Mapping[str, str]) -> None:
-    """Write a small file of `key=value` lines by rename; its last line tells that it is whole."""
-    lines = [f"{key}={value}".replace("\n", " ") for key, value in facts.items() if key != "end"]
-    data = "\n".join([*lines, "end=1", ""]).encode("utf-8", "surrogateescape")
-    new = f"{path}.{os.getpid()}-{os.urandom(4).hex()}.new"
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(fd, data)
-    except OSError:
-        _remove(new)
-        raise
-    finally:
-        os.close(fd)
-    os.rename(new, path)
-
-
-def _identity(status: os.stat_result) -> str:
-    """Return what changes when a file is replaced or written to, but not when it is linked or renamed."""
-    return f"{status.st_size}-{status.st_ino}-{status.st_mtime_ns}"
-
-
-def _make_folders(path: str) -> None:
-    """Make a folder and its parents; the cache's own are the user's alone, parents as usual."""
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise
-    except FileNotFoundError:
-        _make_folders(os.path.dirname(path))
-        _make_folders(path)
 
 
 def _touch(path: str, status: os.stat_result) -> None:
@@ -660,21 +359,6 @@ def _touch(path: str, status: os.stat_result) -> None:
             os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
         except OSError:  # somebody else's shared cache
             pass
-
-
-def _locked(path: str) -> bool:
-    """Return whether somebody holds flock(2) on a file."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _mounts(top: str) -> Iterator[Entry]:
@@ -687,36 +371,7 @@ def _mounts(top: str) -> Iterator[Entry]:
         path = os.path.join(top, name)
         if not name.endswith(".lock") and os.path.isdir(path):
             # What belongs to other ids may not be looked into, and is not counted.
-            yield Entry("mount", name, path, sum(_size(one) for one in _files(path)), _used(path), [])
-
-
-def _files(top: str) -> Iterator[str]:
-    """Yield the plain files below a folder, in order of names; what vanishes meanwhile is left out."""
-    stack = [top]
-    while stack:
-        folder = stack.pop()
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError:
-            continue
-        for name in names:
-            path = os.path.join(folder, name)
-            try:
-                mode = os.lstat(path).st_mode
-            except OSError:
-                continue
-            if stat.S_ISDIR(mode):
-                stack.append(path)
-            elif stat.S_ISREG(mode):
-                yield path
-
-
-def _size(path: str) -> int:
-    """Return the bytes that a file takes on its disk."""
-    try:
-        return os.lstat(path).st_blocks * 512
-    except OSError:
-        return 0
+            yield Entry("mount", name, path, sum(size_on_disk(one) for one in files_below(path)), _used(path), [])
 
 
 def _used(path: str) -> float:
@@ -736,83 +391,3 @@ def _changed(path: str) -> float:
 
 def _old(path: str) -> bool:
     return time.time() - _changed(path) > FRESH
-
-
-def _remove(path: str) -> int:
-    """Remove a file and return the bytes that it took; 0 when it was gone already."""
-    size = _size(path)
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        messages.debug(f"{path}: {error.strerror}")
-        return 0
-    return size
-
-
-def _same(fd: int, path: str) -> bool:
-    """Return whether a name still leads to an open file."""
-    try:
-        mine, now = os.fstat(fd), os.stat(path)
-    except OSError:
-        return False
-    return (mine.st_dev, mine.st_ino) == (now.st_dev, now.st_ino)
-
-
-def hand_out(path: str, target: str) -> str:
-    """Give the user a file of the cache: as a clone, else as a hard link, else as a copy; return which.
-
-    `target` must not exist. A clone shares blocks and nothing else; a hard link shares the file, which is read-only.
-
-    Raises:
-        OSError: the target cannot be made.
-    """
-    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        new = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755)
-        try:
-            try:
-                fcntl.ioctl(new, 0x40049409, source)  # FICLONE: btrfs, XFS, bcachefs, NFS 4.2
-                os.fchmod(new, 0o755 & ~_umask())
-                return "clone"
-            except OSError:
-                pass
-            os.unlink(target)
-            try:
-                os.link(path, target)
-                return "link"
-            except OSError:  # another file system, or another user's file
-                pass
-        finally:
-            os.close(new)
-        new = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755)
-        try:
-            copy_bytes(source, new)
-        except BaseException:
-            os.unlink(target)
-            raise
-        finally:
-            os.close(new)
-        return "copy"
-    finally:
-        os.close(source)
-
-
-def copy_bytes(source: int, target: int) -> None:
-    """Copy a file to an empty one, inside the kernel where it can be done."""
-    try:
-        while os.copy_file_range(source, target, 1 << 30):
-            pass
-        return
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
-            raise
-    while os.sendfile(target, source, None, 1 << 30):  # None: from the current position
-        pass
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -23,8 +23,8 @@ from pysingularity.build.frame import become
 from pysingularity.build.plan import Plan, Step
 from pysingularity.build.request import BuildRequest
 from pysingularity.build.sections import app_entries
-from pysingularity.cache import cache_folder, temporary_folder
 from pysingularity.errors import InternalError
+from pysingularity.folders import cache_folder, temporary_folder
 from pysingularity.image import metadata, output
 from pysingularity.image.entries import Entry, put_into_folder
 from pysingularity.image.inside import FolderSource

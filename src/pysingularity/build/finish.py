@@ -149,7 +149,7 @@ class Finish(Frame):
 
     def _same_again(self, found: tuple[str, str, str] | None) -> bool:
         """Give the target the image that the same plan has given before; return False when that is no longer there."""
-        from pysingularity.cache import copy_bytes
+        from pysingularity.files import copy_bytes
         from pysingularity.image.assemble import Written
 
         if found is None:

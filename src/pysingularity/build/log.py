@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pysingularity.cache import cache_folder
+from pysingularity.folders import cache_folder
 
 if TYPE_CHECKING:
     from pysingularity.events import Event, Listener

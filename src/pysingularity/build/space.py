@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterable
 
 from pysingularity import messages
-from pysingularity.cache import in_memory
 from pysingularity.errors import HostError
+from pysingularity.folders import in_memory
 
 #: How much larger than its compressed file an image is on disk, by experience.
 UNPACKED = 3

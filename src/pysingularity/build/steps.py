@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 from pysingularity import messages
 from pysingularity.build.overlaid import lay_over, take_off
-from pysingularity.cache import Cache, hash_file, read_lines
+from pysingularity.cache import Cache
 from pysingularity.errors import SingularityError
+from pysingularity.files import hash_file, read_lines
 from pysingularity.image.assemble import newest
 from pysingularity.image.convert import unpack_into
 from pysingularity.image.inside import squashfs_of

@@ -7,9 +7,10 @@ import os
 import time
 
 from pysingularity import messages
-from pysingularity.cache import KINDS, Cache, Entry, cache_folder, limit_of
+from pysingularity.cache import KINDS, Cache, Entry
 from pysingularity.cli.options import LIST, Arguments, Option
 from pysingularity.errors import UsageError
+from pysingularity.folders import cache_folder, limit_of
 
 USAGE = ""
 COUNT = (0, 0)

@@ -159,7 +159,7 @@ def run(arguments: Arguments, environ: dict[str, str]) -> int:
 
 def place(path: str, target: str, *, temporary: bool) -> None:
     """Put a fetched file in its place, whole or not at all."""
-    from pysingularity.cache import hand_out
+    from pysingularity.files import hand_out
     from pysingularity.image.output import partial_name, sync_folder
 
     new = partial_name(target)

@@ -58,7 +58,7 @@ def run(arguments: Arguments, environ: dict[str, str]) -> int:
         arch = arch_name(sif.header.arch)
     settings = settings_from(options_of(arguments), environ)
     from pysingularity import thirdparty
-    from pysingularity.cache import hash_file
+    from pysingularity.files import hash_file
 
     thirdparty.enable()
     sha256 = hash_file(path)

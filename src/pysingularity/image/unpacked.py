@@ -14,9 +14,10 @@ import time
 from hashlib import sha256
 
 from pysingularity import messages
-from pysingularity.cache import Lock, cache_folder
 from pysingularity.errors import HostError
+from pysingularity.folders import cache_folder
 from pysingularity.linux import mounts
+from pysingularity.locks import Lock
 from pysingularity.squashfs.reader import SquashfsImage
 from pysingularity.squashfs.unpack import unpack
 

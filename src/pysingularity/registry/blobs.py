@@ -21,8 +21,9 @@ from typing import Protocol
 
 import urllib3
 
-from pysingularity.cache import Cache, Lock
+from pysingularity.cache import Cache
 from pysingularity.errors import HostError, RegistryError, SingularityError
+from pysingularity.locks import Lock
 from pysingularity.registry.http import Answer, explain, pause
 from pysingularity.registry.oci import Descriptor
 

@@ -12,8 +12,9 @@ import os
 import time
 
 from pysingularity import messages
-from pysingularity.cache import Cache, temporary_folder
+from pysingularity.cache import Cache
 from pysingularity.errors import HostError, RegistryError
+from pysingularity.folders import temporary_folder
 from pysingularity.reference import LOCAL, Reference, parse_reference
 
 TYPE_CHECKING = False
@@ -259,7 +260,7 @@ class _Job:
 
     def finish(self, key: str, made: Callable[[str], dict[str, str]]) -> Fetched:
         """Return the image of a key from the cache, or let `made(path)` make it there (or in a temporary place)."""
-        from pysingularity.cache import hash_file
+        from pysingularity.files import hash_file
 
         if self.cache is None:
             path = self.place(key)

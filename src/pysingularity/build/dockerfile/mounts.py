@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from pysingularity.build.dockerfile.context import Files
 from pysingularity.build.dockerfile.copy import TreeCopier
-from pysingularity.cache import cache_folder, size_of
 from pysingularity.errors import UserError
+from pysingularity.folders import cache_folder, size_of
 from pysingularity.image import output
 from pysingularity.linux.mounts import open_in_root
 from pysingularity.recipe.dockerfile import Instruction
