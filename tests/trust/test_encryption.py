@@ -5,12 +5,18 @@ from __future__ import annotations
 
 import base64
 import subprocess
+import tempfile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pysingularity.errors import UserError
+from pysingularity.errors import SingularityError, UserError
+from pysingularity.image.assemble import SifAssembly
+from pysingularity.image.inside import squashfs_of
+from pysingularity.image.open import open_image
+from pysingularity.sif.layout import host_arch
+from pysingularity.squashfs.node import Node
 from pysingularity.trust import primitives
 from pysingularity.trust.encryption import Key, Seal, key_of, unwrap, wrap
 
@@ -117,3 +123,51 @@ def test_what_is_no_rsa_key_is_refused_in_words(pair, name, said):
     assert key is not None
     with pytest.raises(UserError, match=said):
         Seal(key)
+
+
+# -- damage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """The bytes of a small encrypted image, and the key inside it."""
+    folder = tmp_path_factory.mktemp("image")
+    seal = Seal(Key(passphrase=b"word"))
+    with SifAssembly(str(folder / "a.sif"), attributes={}, arch=host_arch(), when=1, seal=seal) as sif:
+        root = Node("dir", 0o755, mtime=1)
+        for number in range(40):
+            content = bytes([number]) * 300 * number
+            root.children[b"%d" % number] = Node("file", mtime=1, data=sif.writer.store_bytes(content))
+        sif.finish(root)
+    with open_image(str(folder / "a.sif")) as opened:
+        offset = opened.offset
+        opened.unlock(Key(passphrase=b"word"))
+        assert opened.plain is not None
+        return (folder / "a.sif").read_bytes(), offset, opened.plain.memory[1]
+
+
+def contents(path: str, master: bytes) -> dict[bytes, bytes]:
+    with open_image(path) as opened:
+        opened.unlock(Key(passphrase=b"word"), recall=lambda proof: master)
+        squashfs = squashfs_of(opened)
+        return {name: squashfs.read(inode) for name, inode in squashfs.walk() if inode.kind == "file"}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 1 << 20)
+)
+def test_image_with_any_bytes_altered_is_read_right_or_not_at_all(image, changes, cut):
+    data, offset, master = image
+    altered = bytearray(data)
+    for place, value in changes:
+        altered[offset + place % (len(data) - offset)] = value
+    if cut % 3 == 0:
+        del altered[offset + cut % (len(data) - offset) :]
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(altered)
+        file.flush()
+        try:
+            found = contents(file.name, master)
+        except SingularityError:
+            return
+    assert found == {b"%d" % number: bytes([number]) * 300 * number for number in range(40)}
