@@ -36,6 +36,7 @@ class Layers:
         settings: the configuration.
         environ: the caller's environment.
         is_root: whether the caller is root, who may use loop devices.
+        warm: whether keepers of warm images may be asked.
 
     Attributes:
         overlays: read-only layers, lowest first.
@@ -44,8 +45,10 @@ class Layers:
         programs: name → path of the programs that are needed to mount all this.
     """
 
-    def __init__(self, options: Arguments, settings: Settings, environ: dict[str, str], is_root: bool) -> None:
-        self.options, self.settings, self.environ, self.is_root = options, settings, environ, is_root
+    def __init__(
+        self, options: Arguments, settings: Settings, environ: dict[str, str], is_root: bool, warm: bool
+    ) -> None:
+        self.options, self.settings, self.environ, self.is_root, self.warm = options, settings, environ, is_root, warm
         self.writable = bool(options.writable)
         self.overlays: list[Layer] = []
         self.upper = ""
@@ -95,7 +98,7 @@ class Layers:
             self.environ, pem_path=str(self.options.pem_path or ""), ask=ask if self.options.passphrase else None
         )
         # What is opened begins at its own 0, wherever it lies in the file.
-        image.unlock(key, recall=lambda proof: recall(path, 0, proof))
+        image.unlock(key, recall=(lambda proof: recall(path, 0, proof)) if self.warm else None)
 
     def _may_mount_ext(self) -> bool:
         """Say whether something here can mount ext3: the kernel for root, fuse2fs for others."""

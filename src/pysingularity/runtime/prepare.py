@@ -260,7 +260,7 @@ class _Preparation:
         if self.over is None:
             from pysingularity.runtime.layers import Layers
 
-            self.over = Layers(self.options, self.settings, self.environ, self.user.uid == 0)
+            self.over = Layers(self.options, self.settings, self.environ, self.user.uid == 0, self._warm() > 0)
         return self.over
 
     def _name(self) -> str:

@@ -523,6 +523,16 @@ class SquashfsImage:
             position += word & 0xFFFFFF
         return position, words[index]
 
+    def stretch(self, inode: Inode) -> int | None:
+        """Return where a file stands in one piece and uncompressed, None when it does not."""
+        words, _ = self.blocks(inode)
+        rest = inode.size % self.block_size
+        if inode.fragment != layout.NONE32 or not words:
+            return None
+        whole = self.block_size | layout.BLOCK_UNCOMPRESSED
+        last = rest | layout.BLOCK_UNCOMPRESSED if rest else whole
+        return inode.start if words[-1] == last and set(words[:-1]) <= {whole} else None
+
     def inflate(self, position: int, word: int, limit: int) -> bytes:
         """Return the data block stored at a position, at most `limit` bytes; nothing is cached.
 

@@ -181,11 +181,17 @@ class Plain:
 
     def __init__(self, outer: SquashfsImage, inode: Inode, master: bytes) -> None:
         self.fd, self.damaged = outer.fd, outer.damaged
-        self._read: Callable[[int, int], bytes] = lambda offset, size: outer.read(inode, offset, size)
         try:
             self.size = plain_size(inode.size)
         except ValueError as error:
             raise self.damaged(str(error)) from None
+        start = outer.stretch(inode)
+        self._read: Callable[[int, int], bytes]
+        if start is None:
+            self._read = lambda offset, size: outer.read(inode, offset, size)
+        else:  # as everybody writes it
+            total = inode.size
+            self._read = lambda offset, size: outer.raw(start + offset, min(size, total - offset))
         header = self._read(0, HEADER)
         if header[:2] != VERSION.to_bytes(2, "big"):
             raise self.damaged("an encrypted file of an unknown version")
@@ -205,21 +211,20 @@ class Plain:
             return b""
         first, last = position // BLOCK, (end - 1) // BLOCK
         stored = self._read(HEADER + first * STORED, (last - first + 1) * STORED)
-        view, identity, decrypt, parts = memoryview(stored), self._prefix, self._open, []
+        identity, decrypt, parts = self._prefix, self._open, []
         forged = primitives.forged()
         try:
+            # Slices are copies, and still a third faster here than views are.
             for number in range(first, last + 1):
                 at = (number - first) * STORED
-                parts.append(
-                    decrypt(
-                        stored[at : at + NONCE], view[at + NONCE : at + STORED], number.to_bytes(8, "big") + identity
-                    )
-                )
+                text, nonce = stored[at + NONCE : at + STORED], stored[at : at + NONCE]
+                parts.append(decrypt(nonce, text, number.to_bytes(8, "big") + identity))
         except forged:
             raise self.damaged(f"an encrypted block was altered ({number} of {self.size // BLOCK})") from None
-        data = parts[0] if first == last else b"".join(parts)
-        begin = position - first * BLOCK
-        return data if not begin and len(data) == end - position else data[begin : begin + end - position]
+        # Cut before they are joined: large pieces of memory are what costs most here.
+        parts[-1] = parts[-1][: end - last * BLOCK]
+        parts[0] = parts[0][position - first * BLOCK :]
+        return b"".join(parts)
 
 
 class Sealer:
@@ -275,7 +280,7 @@ class Sealer:
             data = number + at // BLOCK
             parts += [
                 nonce,
-                self._cipher.encrypt(nonce, view[at : at + BLOCK], data.to_bytes(8, "big") + self._identity),
+                self._cipher.encrypt(nonce, bytes(view[at : at + BLOCK]), data.to_bytes(8, "big") + self._identity),
             ]
         self._write(b"".join(parts), HEADER + number * STORED)
 
