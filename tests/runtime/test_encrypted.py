@@ -171,6 +171,14 @@ def test_key_gets_neither_to_the_program_nor_to_the_processes_around_it(sing, as
         assert as_user(["grep", "-r", SECRET, folder]).stdout == ""
 
 
+def test_process_1_of_a_container_shows_no_variable_of_the_caller(sing, box):
+    # Whoever has the key in a variable also starts images that are not encrypted.
+    for words in (("--pid",), ("--containall",), ("--containall", "--fakeroot")):
+        result = sing("exec", *words, box, "cat", "/proc/1/environ", env={**KEY, "TOKEN": "another secret"})
+        assert result.returncode == 0, result.stderr
+        assert SECRET not in result.stdout and "another secret" not in result.stdout
+
+
 @pytest.mark.fuse
 def test_warm_image_is_shared_by_those_who_have_the_key(sing, locked, fuse):
     def start(env):

@@ -93,8 +93,8 @@ def start_time(pid: int) -> int:
     return int(_stat(pid)[19])
 
 
-def forget_variables(names: tuple[str, ...]) -> None:
-    """Wipe variables out of what /proc/PID/environ shows of this process and of those it forks (proc(5)).
+def forget_variables(names: tuple[str, ...] | None = None) -> None:
+    """Wipe variables (None: all) out of what /proc/PID/environ shows of this process and of those it forks (proc(5)).
 
     That file shows the memory in which the kernel put the variables at execve, whatever the process does to its
     environment later.
@@ -102,13 +102,13 @@ def forget_variables(names: tuple[str, ...]) -> None:
     Raises:
         OSError: /proc is not there or does not allow it.
     """
-    fields = _stat(posix.getpid())
+    fields = _stat("self")  # the number may be that of another pid namespace than /proc's
     start, end = int(fields[47]), int(fields[48])
     memory = posix.open("/proc/self/mem", posix.O_RDWR | posix.O_CLOEXEC)
     try:
         place = start
         for text in posix.pread(memory, end - start, start).split(b"\0"):
-            if text.partition(b"=")[0].decode("utf-8", "surrogateescape") in names:
+            if names is None or text.partition(b"=")[0].decode("utf-8", "surrogateescape") in names:
                 posix.pwrite(memory, bytes(len(text)), place)
             place += len(text) + 1
     finally:
@@ -137,7 +137,7 @@ def children(parent: int) -> list[int]:
     return found
 
 
-def _stat(pid: int) -> list[bytes]:
+def _stat(pid: int | str) -> list[bytes]:
     """Return the fields of /proc/PID/stat from the state on."""
     descriptor = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY)
     try:

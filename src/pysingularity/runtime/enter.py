@@ -21,6 +21,7 @@ from pysingularity.linux.process import (
     SIGKILL,
     close_others,
     die_with_parent,
+    forget_variables,
     leave_like,
     no_new_privs,
     restore_signals,
@@ -351,6 +352,10 @@ def _first_process(
     try:
         # Before the tree is built: whoever started us may be killed at any moment.
         die_with_parent(SIGKILL)
+        try:
+            forget_variables()  # the program sees this process in its /proc, and the caller's variables are not for it
+        except OSError as error:
+            messages.debug(f"process 1 shows its variables: {error}")
         if spec.helped():
             from pysingularity.runtime.helpers import Helpers
 
