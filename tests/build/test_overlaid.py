@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import subprocess
 import time
@@ -13,11 +14,20 @@ from pathlib import Path
 import pytest
 
 from traces import leftovers, nap, sleeping
+from users import User
 
 pytestmark = pytest.mark.rootless
 
 #: Tells what the root is, and what it says then.
 TELL, OVERLAID = "cat /proc/self/mounts", "overlay / overlay "
+
+
+@pytest.fixture
+def real_root(root_only, user_space):
+    """Root of this machine, who needs no namespace for ids."""
+    found = User(pwd.getpwnam("root"), user_space)
+    found.environ["SINGULARITY_TMPDIR"] = str(found.tmp)
+    return found
 
 
 @pytest.fixture
@@ -79,6 +89,17 @@ cd /opt; cat three; echo more >> three; cat keep/two; chmod 640 keep/one
 AFTER = "cd /opt; rm made linked; rm -r again only; mkdir again; touch again/third; rm three; mv keep/two two; ls -R"
 
 
+def test_real_root_gets_the_same_over_a_snapshot_and_leaves_no_mount(real_root, base):
+    text = recipe(base, MAKE, "echo first", CHANGE, AFTER)
+    build(real_root, "kept.sif", text)
+    found, said = build(real_root, "over.sif", text.replace("echo first", TELL))
+    assert found == ["cached", *["done"] * 3] and OVERLAID in said
+    plain, over = tree_of(real_root, "kept.sif"), tree_of(real_root, "over.sif")
+    assert over.pop("opt/big")[6][:300_000] == plain.pop("opt/big")[6][:300_000]
+    assert over == plain and over["opt/blk2"][4]
+    assert str(real_root.tmp) not in Path("/proc/self/mountinfo").read_text()
+
+
 def test_what_a_step_finds_and_leaves_is_the_same(user, base):
     """Hard links, devices, replaced folders, owners, whiteouts of things that were only just made."""
     text = recipe(base, MAKE, "echo first", CHANGE, AFTER, "touch /opt/last")
@@ -124,6 +145,20 @@ def test_a_kept_step_takes_no_more_room_than_what_it_changed(user, base):
     sizes = sorted(path.stat().st_size for path in (user.tmp / "cache/cache/image").glob("step-*.sif"))
     assert len(sizes) == 4 and sizes[-1] > 4 << 20 and sum(sizes[:-1]) < 100_000
     assert (user.tmp / "x.sif").stat().st_size < sizes[-1] - (3 << 20)
+
+
+def test_small_files_that_go_leave_no_room_behind(user, base):
+    """They share blocks with others that stay; an image without kept steps would not have them either."""
+    make = (
+        "mkdir /opt/many; cd /opt/many; n=0; while test $n -lt 2000; do"
+        " dd if=/dev/urandom of=$n bs=1500 count=1 2> /dev/null; n=$((n + 1)); done"
+    )
+    text = recipe(base, make, "cd /opt/many; rm *[0-8]", "ls /opt/many")
+    build(user, "plain.sif", text, "--no-cache")
+    build(user, "kept.sif", text)
+    plain, kept = ((user.tmp / name).stat().st_size for name in ("plain.sif", "kept.sif"))
+    assert abs(kept - plain) < 128 << 10
+    assert sum(name.startswith("opt/many/") for name in tree_of(user, "kept.sif")) == 200
 
 
 def test_step_whose_files_are_not_all_there_runs_again(user, base):

@@ -30,7 +30,7 @@ from .workers import Block, Pipeline, processors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
     from types import TracebackType
     from typing import Protocol, Self
 
@@ -48,6 +48,8 @@ __all__ = ["FileData", "Node", "SquashfsWriter"]
 #: A file that may be equal to an earlier one is held back up to this size, to spare compressing it in vain.
 _HELD_BYTES = 16 << 20
 _COPY_BYTES = 1 << 30
+#: So many fragments that are mostly dead are worth no work: every piece of an image ends with one that is not full.
+_FEW_FRAGMENTS = 8
 #: copy_file_range between these two files is not possible; plain copying is.
 _CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.EOVERFLOW)
 
@@ -316,7 +318,8 @@ class SquashfsWriter:
         """Copy the compressed blocks of an image's files as they are, and return its tree with `data` set.
 
         Where both lie on one file system that can share extents, the kernel copies nothing. Bytes that no file of the
-        image needs are left behind; the blocks of files that the caller takes out of the tree afterwards stay.
+        image needs are left behind, and what little is alive in many fragments is packed anew; the blocks of files that
+        the caller takes out of the tree afterwards stay.
 
         Raises:
             ImageError: it is damaged, or its compression or block size is not the writer's.
@@ -325,7 +328,16 @@ class SquashfsWriter:
         self._check_kind(image)
         self._flush()
         taken = Taken(image)
-        self._copy(image, taken.move(self._position, self._fragments))
+        sparse = taken.sparse()
+        self._copy(image, taken.move(self._position, self._fragments, sparse))
+        for index, files in sparse.items():
+            block = image.fragment_block(index)
+            for file in files:
+                data = block[file.offset : file.offset + file.size]
+                if len(data) != file.size:
+                    raise image.damaged("a block holds fewer bytes than the file")
+                new = self.store_bytes(data)
+                file.fragment, file.offset = new.fragment, new.offset
         return taken.root
 
     def follow(self, position: int, fragments: Iterable[tuple[int, int]]) -> None:
@@ -516,8 +528,28 @@ class Taken:
             self.room += len(data)
         self.root = self._tree()
 
-    def move(self, position: int, fragments: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    def sparse(self) -> dict[int, list[FileData]]:
+        """Return the small files of fragments that are less than half alive, nothing when these are few."""
+        tails: dict[int, list[FileData]] = {}
+        for file in self.files:
+            if file.fragment != layout.NONE32:
+                tails.setdefault(file.fragment, []).append(file)
+        found = {}
+        for index in sorted(tails):
+            files = sorted(tails[index], key=lambda file: file.offset)
+            alive = sum({file.offset: file.size for file in files}.values())
+            # What is the tail of a larger file stays where it is.
+            if 2 * alive < self.image.block_size and not any(len(file.words) for file in files):
+                found[index] = files
+        return found if len(found) > _FEW_FRAGMENTS else {}
+
+    def move(
+        self, position: int, fragments: list[tuple[int, int]], without: Container[int] = ()
+    ) -> list[tuple[int, int]]:
         """Let the files' bytes lie behind each other from a position on, and their fragments behind those of a list.
+
+        Arguments:
+            without: fragments that are not to be copied; their files stay as they are.
 
         Returns:
             pairs of positions in the image: what has to be copied, in that order.
@@ -527,7 +559,7 @@ class Taken:
         for file in self.files:
             if file.start:
                 ranges.append((file.start, file.start + sum([word & layout.BLOCK_SIZE_MASK for word in file.words])))
-            if file.fragment != layout.NONE32:
+            if file.fragment != layout.NONE32 and file.fragment not in without:
                 used.setdefault(file.fragment, len(fragments) + len(used))
         blocks = {index: self._fragment(index) for index in used}
         ranges += [(start, start + (word & layout.BLOCK_SIZE_MASK)) for start, word in blocks.values()]
@@ -545,8 +577,7 @@ class Taken:
         for file in self.files:
             if file.start:
                 file.start += moves[bisect_right(starts, file.start) - 1]
-            if file.fragment != layout.NONE32:
-                file.fragment = used[file.fragment]
+            file.fragment = used.get(file.fragment, file.fragment)
         fragments += [(start + moves[bisect_right(starts, start) - 1], word) for start, word in blocks.values()]
         return joined
 
