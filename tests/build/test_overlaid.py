@@ -47,7 +47,7 @@ def recipe(base: Path, *parts: str) -> str:
 def build(user, image: str, text: str, *words: str, **environ: str) -> tuple[list[str], str]:
     """Build; return the statuses of the steps of %post, and what programs said."""
     user.write("x.def", text)
-    result = user(["singularity", "build", "--json", "-F", *words, image, "x.def"], env=environ or None)
+    result = user(["singularity", "build", "--json", "-F", *words, image, "x.def"], env=environ or None, timeout=900)
     assert result.returncode == 0, result.stderr + result.stdout[-2000:]
     found = [json.loads(line) for line in result.stdout.splitlines()]
     kinds = {event["step"]: event["kind"] for event in found if event["event"] == "start"}
@@ -130,6 +130,40 @@ def test_other_ways_to_be_root_unpack_and_get_the_same(user, base):
     found, said = build(user, "notify.sif", text.replace("echo first", TELL), SINGULARITY_ROOTLESS="notify")
     assert found[0] == "cached" and OVERLAID not in said
     assert tree_of(user, "notify.sif") == tree_of(user, "over.sif")
+
+
+PACKAGES = """\
+export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q; apt-get install -qy --no-install-recommends python3-pip libcap2-bin iputils-ping git attr
+    cp /bin/true /opt/cap; setcap cap_net_raw+ep /opt/cap; setfattr -n user.note -v hello /opt/cap
+    useradd alice; useradd -u 65000 far; echo x > /opt/far; chown far /opt/far
+    pip install -q --break-system-packages --no-cache-dir idna==3.4"""
+MORE = """\
+export DEBIAN_FRONTEND=noninteractive
+    apt-get install -qy --no-install-recommends sudo man-db; apt-get purge -qy iputils-ping
+    pip install -q --break-system-packages --no-cache-dir -U --no-compile idna
+    getcap /opt/cap | grep cap_net_raw; cp -a /opt/cap /opt/cap2; echo >> /opt/cap; getfattr -n user.note /opt/cap
+    chown -R alice /usr/share/doc/git; rm -r /usr/share/perl5/Git; mkdir /usr/share/perl5/Git
+    su alice -c id; sudo -u far id; chmod -R g+w /usr/lib/git-core"""
+
+
+@pytest.mark.network
+@pytest.mark.long
+def test_packages_are_installed_and_removed_over_a_snapshot_as_in_a_plain_root(user):
+    """apt, dpkg and pip of a real Debian; the other way unpacks the same snapshot and records owners."""
+    user.write("base.def", "Bootstrap: debootstrap\nInclude: ca-certificates\n")
+    user(["singularity", "build", "base.sif", "base.def"], timeout=900, check=True)
+    base = user.tmp / "base.sif"
+    build(user, "first.sif", recipe(base, PACKAGES))
+    found, said = build(user, "over.sif", recipe(base, PACKAGES, f"{TELL}; {MORE}"))
+    assert found == ["cached", "done"] and OVERLAID in said
+    found, said = build(user, "notify.sif", recipe(base, PACKAGES, f": ; {MORE}"), SINGULARITY_ROOTLESS="notify")
+    assert found == ["cached", "done"]
+    over, notify = tree_of(user, "over.sif"), tree_of(user, "notify.sif")
+    noise = (".pyc", "var/log/", "var/cache/", "ldconfig")
+    different = {name for name in over.keys() | notify.keys() if over.get(name) != notify.get(name)}
+    assert {name for name in different if not any(word in name for word in noise)} == set()
+    assert over["opt/cap2"][7].keys() == {b"security.capability", b"user.note"}
 
 
 def test_sandbox_is_unpacked(user, base):
