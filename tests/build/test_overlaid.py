@@ -195,6 +195,17 @@ def test_small_files_that_go_leave_no_room_behind(user, base):
     assert sum(name.startswith("opt/many/") for name in tree_of(user, "kept.sif")) == 200
 
 
+def test_two_caches_give_the_same_bytes_for_one_date(user, base):
+    text = recipe(base, "echo 1 > /opt/one", "echo 2 > /opt/two; rm /opt/one", "mkdir /opt/three")
+    images = []
+    for name in ("x", "y"):
+        environ = {"SINGULARITY_CACHEDIR": str(user.tmp / f"cache-{name}"), "SOURCE_DATE_EPOCH": "1700000000"}
+        build(user, "x.sif", text, **environ)
+        images.append((user.tmp / "x.sif").read_bytes())
+        time.sleep(1.1)
+    assert images[0] == images[1]
+
+
 def test_step_whose_files_are_not_all_there_runs_again(user, base):
     text = recipe(base, "echo 1 > /opt/log", "echo 2 >> /opt/log", "echo 3 >> /opt/log")
     build(user, "x.sif", text)

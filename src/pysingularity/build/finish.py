@@ -202,6 +202,7 @@ class Finish(Frame):
             staged=staged,
             definition=self.recipe.text.encode("utf-8", "surrogateescape"),
             oci_config=oci_config,
+            latest=output.epoch(request.environ),
             compression=request.writer.compression,
             level=request.writer.level,
             threads=request.writer.threads,

@@ -133,6 +133,7 @@ def with_changes(
     level: int | None = None,
     threads: int | None = None,
     when: int | None = None,
+    latest: int | None = None,
     force: bool = False,
     bare: bool = False,
     seal: Seal | None = None,
@@ -153,6 +154,7 @@ def with_changes(
         owners: owners of the staged files, see `scan_directory`.
         compression: a squashfs compression; empty keeps the image's, and then its blocks are reused.
         level, threads, when, force, bare, seal: see `SifAssembly`.
+        latest: later modification times become this one (Unix seconds).
         progress: called with numbers of bytes read.
 
     Raises:
@@ -187,6 +189,9 @@ def with_changes(
             upper = scan_directory(staged, owners=owners)
             store_tree(sif.writer, upper, progress=progress)
             lay_over(root, upper)
+        if latest is not None:
+            for _, node in root.walk():
+                node.mtime = min(node.mtime, latest)
         sif.put(root, entries)
         return sif.finish(root)
 
