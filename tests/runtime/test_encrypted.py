@@ -206,6 +206,21 @@ def test_second_start_is_spared_the_price_of_the_passphrase(sing, locked, fuse):
     assert min(price() for _ in range(3)) < cold / 2
 
 
+@pytest.mark.fuse
+def test_of_many_first_starts_one_pays_the_price(sing, as_user, locked, fuse):
+    script = 'n=12; while [ $n -gt 0 ]; do singularity exec "$0" echo in & n=$((n - 1)); done; wait'
+
+    def price(keep):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = as_user(["sh", "-c", script, locked], env={**KEY, "SINGULARITY_IMAGE_KEEP": keep})
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert result.stdout == "in\n" * 12, result.stderr
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    together = price("20")
+    assert together < price("0") * 2 / 3
+
+
 def sockets(user):
     """Return where keepers of encrypted images of this user are asked."""
     found = as_found(

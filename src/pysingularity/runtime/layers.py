@@ -81,11 +81,15 @@ class Layers:
 
     def _unlock(self, image: Image) -> None:
         """Open an encrypted image with the key that the caller gives."""
-        from pysingularity.runtime.warm import recall
+        from pysingularity.runtime.warm import recall, recall_or_make
         from pysingularity.terminal import ask_passphrase
         from pysingularity.trust.encryption import ANSWER, key_of
 
-        path = absolute(image.path)
+        path, options = absolute(image.path), self.options
+        # Those with namespaces of their own leave no keeper that others could ask.
+        apart = options.pid or options.ipc or options.net or options.network or options.uts or options.hostname
+        apart = apart or options.containall or options.compat or options.fakeroot or options.image_user or self.is_root
+        ask_keeper = recall if apart or options.unsquash else recall_or_make
 
         def ask() -> bytes:
             # With limits, systemd may start this command again: people are not asked twice.
@@ -94,11 +98,9 @@ class Layers:
                 answer = self.environ[ANSWER] = ask_passphrase().decode("utf-8", "surrogateescape")
             return answer.encode("utf-8", "surrogateescape")
 
-        key = key_of(
-            self.environ, pem_path=str(self.options.pem_path or ""), ask=ask if self.options.passphrase else None
-        )
+        key = key_of(self.environ, pem_path=str(options.pem_path or ""), ask=ask if options.passphrase else None)
         # What is opened begins at its own 0, wherever it lies in the file.
-        image.unlock(key, recall=(lambda proof: recall(path, 0, proof)) if self.warm else None)
+        image.unlock(key, recall=(lambda proof: ask_keeper(path, 0, proof)) if self.warm else None)
 
     def _may_mount_ext(self) -> bool:
         """Say whether something here can mount ext3: the kernel for root, fuse2fs for others."""

@@ -195,7 +195,10 @@ class Warm:
             left = state.st_mtime + self.seconds - time.time()
             if left <= 0 and _in_use():
                 left = float(self.seconds)
-        for path in (self.path, self.path + ".lock", *([self._questions] if listener is not None else [])):
+        paths = [self.path, self.path + ".lock"]
+        if listener is not None:
+            paths += [self._questions, self._questions + ".lock"]
+        for path in paths:
             try:
                 posix.unlink(path)
             except FileNotFoundError:
@@ -284,6 +287,33 @@ def recall(path: str, offset: int, proof: bytes) -> bytes:
         return b""
     finally:
         asker.close()
+
+
+def recall_or_make(path: str, offset: int, proof: bytes) -> bytes:
+    """Do the same; where there is no keeper, let one of many first starters make the key and the others wait for it.
+
+    Only for starts that leave a keeper: the turn of this one ends when it becomes its program.
+    """
+    found, place = recall(path, offset, proof), place_of(path, offset)
+    if found or not place:
+        return found
+    try:
+        turn = posix.open(f"{place}.key.lock", posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+    except OSError as error:
+        messages.debug(f"no turns: {error}")
+        return b""
+    deadline = time.monotonic() + PATIENCE
+    mine = False
+    while not mine and not found and time.monotonic() < deadline:
+        try:
+            posix.lockf(turn, posix.F_TLOCK, 0)
+            mine = True
+        except OSError:
+            time.sleep(0.02)
+        found = recall(path, offset, proof)
+    if found or not mine:
+        posix.close(turn)
+    return found
 
 
 def _owner(peer: socket) -> int:
