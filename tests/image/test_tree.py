@@ -235,3 +235,15 @@ def test_upper_folder_of_an_overlay_is_laid_over_the_lower_tree(tmp_path, root_o
 
     assert what(tree) == what(expected)
     assert [(path, repr(node)) for path, node in before.walk()] == listed
+
+
+def test_socket_in_an_upper_folder_hides_what_it_replaced(tmp_path):
+    for name in ("lower", "upper"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower/gone").write_text("x")
+    (tmp_path / "lower/kept").write_text("x")
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(tmp_path / "upper/gone"))
+        tree = scan_directory(str(tmp_path / "upper"), upper=True)
+    lay_upper(scan_directory(str(tmp_path / "lower")), tree)
+    assert set(tree.children) == {b"kept"}

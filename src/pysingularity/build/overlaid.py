@@ -101,6 +101,7 @@ def take_off(root: str) -> None:
 
 def take_off_below(folder: str) -> None:
     """Unmount whatever this process has mounted below a folder."""
+    folder = os.path.realpath(folder)
     with open("/proc/self/mountinfo", "rb") as file:
         points = [line.split(b" ")[4] for line in file]
     for point in reversed(points):

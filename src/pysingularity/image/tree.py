@@ -180,6 +180,8 @@ class _Scan:
                 if node is None:
                     if self.say is not None:
                         self.say(f"/{os.fsdecode(prefix + name)}: a socket is left out")
+                    if self.upper:  # what it took the place of is not there either
+                        children[name] = Node("char", source=WHITEOUT)
                     continue
                 if node.kind == "dir":
                     folders.append((entry.name, node))
