@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pysingularity.build import space
 from traces import leftovers, nap, sleeping
 
 pytestmark = pytest.mark.rootless
@@ -307,6 +309,26 @@ def test_two_builds_to_one_target_give_one_whole_image(as_user, base, force):
     assert "Which: one" in inspected or "Which: two" in inspected
     assert as_user(["singularity", "exec", "x.sif", "ls"]).returncode == 0
     assert leftovers(as_user) == []
+
+
+def test_folder_of_a_build_that_begins_is_never_taken_for_abandoned(tmp_path):
+    """Another build looks at the same moment; what it took for left behind it would remove."""
+    parent = str(tmp_path)
+    looking = os.fork()
+    if looking == 0:
+        found: list[str] = []
+        end = time.monotonic() + 1.5
+        while not found and time.monotonic() < end:
+            found = space.abandoned(parent)
+        os._exit(bool(found))
+    ended, status = os.waitpid(looking, os.WNOHANG)
+    while not ended:
+        place = space.Workplace(parent)
+        shutil.rmtree(place.path)
+        place.close()
+        ended, status = os.waitpid(looking, os.WNOHANG)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_will_not_fit_is_refused_before_the_work(root_only, as_user, base):

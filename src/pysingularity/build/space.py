@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterable
 
 from pysingularity import messages
@@ -20,6 +21,8 @@ from pysingularity.folders import in_memory
 UNPACKED = 3
 #: Beginning of the names of our folders.
 PREFIX = "singularity-build-"
+#: The same for the moment before one is locked.
+_UNLOCKED = "." + PREFIX
 
 
 def free(path: str) -> int:
@@ -78,13 +81,18 @@ class Workplace:
     """
 
     def __init__(self, parent: str) -> None:
+        self._fd = -1
         try:
-            self.path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
+            made = tempfile.mkdtemp(prefix=_UNLOCKED, dir=parent)
+            self._fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            # The lock belongs to the open descriptor, which our worker inherits: it holds until the last of us has
+            # ended. Only with it the folder gets its name: another build that sees one without takes it for abandoned.
+            _lock(self._fd)
+            self.path = os.path.join(parent, PREFIX + os.path.basename(made)[len(_UNLOCKED) :])
+            os.rename(made, self.path)
         except OSError as error:
-            raise HostError("no-tmpdir", f"{parent}: cannot make a temporary folder: {error.strerror}")
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # The lock belongs to the open descriptor, which our worker inherits: it holds until the last of us has ended.
-        _lock(self._fd)
+            self.close()
+            raise HostError("no-tmpdir", f"{parent}: cannot make a temporary folder: {error.strerror}") from None
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -102,18 +110,29 @@ def abandoned(parent: str) -> list[str]:
         return []
     for name in names:
         path = os.path.join(parent, name)
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) and not (name.startswith(_UNLOCKED) and _old(path)):
             continue
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:  # somebody else's, or gone
             continue
         try:
-            if os.fstat(fd).st_uid == os.geteuid() and _lock(fd):
+            status = os.fstat(fd)
+            # One that has lost its name meanwhile was removed by its own build.
+            if status.st_uid == os.geteuid() and _lock(fd) and os.path.samestat(status, os.lstat(path)):
                 found.append(path)
+        except OSError:
+            continue
         finally:
             os.close(fd)
     return found
+
+
+def _old(path: str) -> bool:
+    try:
+        return time.time() - os.lstat(path).st_mtime > 3600
+    except OSError:
+        return False
 
 
 def _lock(fd: int) -> bool:
