@@ -253,11 +253,18 @@ def test_cache_forgets_steps_to_stay_in_its_limit(user):
     ("name", "text", "shown"),
     [
         ("x.def", "Bootstrap: localimage\nFrom: {base}\n%post\n    echo here > /marker\n    false\n", "here"),
+        (
+            "kept.def",
+            "Bootstrap: localimage\nFrom: {base}\n%post\n#step 1\necho here > /marker\n#step 2\nfalse\n",
+            "here",
+        ),
         ("Dockerfile", "FROM {base}\nENV V=var\nWORKDIR /w\nRUN echo here > /marker; exit 3\n", "here var /w"),
     ],
 )
 def test_debug_shell_opens_where_a_step_failed(user, base, name, text, shown):
     user.write(name, text.format(base=base))
+    if name == "kept.def":
+        assert user(["singularity", "build", "y.sif", name]).returncode == 255
     ours, theirs = pty.openpty()
     process = user.popen(
         ["setsid", "--ctty", "--wait", "singularity", "build", "--debug-shell", "y.sif", name],
@@ -281,6 +288,6 @@ def test_debug_shell_opens_where_a_step_failed(user, base, name, text, shown):
     assert process.wait(timeout=30) == 255
     os.close(ours)
     text = said.decode(errors="replace")
-    words = f"={shown} " if name == "x.def" else f"={shown}="
+    words = f"={shown} " if name != "Dockerfile" else f"={shown}="
     assert any(line.startswith(words) for line in text.splitlines()), text
     assert not (user.tmp / "y.sif").exists()
