@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
@@ -45,6 +47,25 @@ def own_tree(top: Path, uid: int, gid: int) -> None:
         for name in (*names, *files):
             os.lchown(os.path.join(folder, name), uid, gid)
         os.chown(folder, uid, gid)
+
+
+def while_mounts_stay(test):
+    """Run a test again when it fails and the host's mounts changed meanwhile: warm images are then mounted anew."""
+
+    @functools.wraps(test)
+    def run(*arguments, **fixtures):
+        for _ in range(5):
+            with open("/proc/self/mountinfo", "rb") as file:
+                changes = select.poll()
+                changes.register(file, select.POLLPRI)
+                try:
+                    return test(*arguments, **fixtures)
+                except AssertionError:
+                    if not changes.poll(0):
+                        raise
+        return test(*arguments, **fixtures)
+
+    return run
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ starts need come out of one file (see `ring`), without the interpreter's way of 
 """
 
 import _signal
+import gc
 import marshal
 import posix
 import sys
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 # that have something to tidy take the interpreter's way back (cli.main). A caller that ignores the signal still does.
 if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+# Nothing that a start makes becomes garbage before execve; looking for it takes half a millisecond. Commands with more
+# to do, and servers, switch it on again.
+gc.disable()
 
 if "pysingularity" not in sys.modules:
     package = sys.modules["pysingularity"] = type(sys)("pysingularity")

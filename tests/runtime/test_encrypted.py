@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from containers import while_mounts_stay
 from pysingularity.image.open import open_image
 from pysingularity.sif import layout
 from pysingularity.sif.file import SifObject, create, plan
@@ -180,6 +181,7 @@ def test_process_1_of_a_container_shows_no_variable_of_the_caller(sing, box):
 
 
 @pytest.mark.fuse
+@while_mounts_stay
 def test_warm_image_is_shared_by_those_who_have_the_key(sing, locked, fuse):
     def start(env):
         return sing("exec", locked, "readlink", "/proc/self/ns/user", env={**env, "SINGULARITY_IMAGE_KEEP": "15"})
@@ -193,6 +195,7 @@ def test_warm_image_is_shared_by_those_who_have_the_key(sing, locked, fuse):
 
 
 @pytest.mark.fuse
+@while_mounts_stay
 def test_second_start_is_spared_the_price_of_the_passphrase(sing, locked, fuse):
     env = {**KEY, "SINGULARITY_IMAGE_KEEP": "20"}
 

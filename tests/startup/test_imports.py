@@ -90,3 +90,19 @@ def test_a_real_start_from_a_cold_image_imports_nothing_more(as_user, image):
 def test_the_list_names_nothing_heavy():
     assert set() == ALLOWED & HEAVY
     assert "pysingularity.runtime.enter" in ALLOWED
+
+
+def test_garbage_is_looked_for_by_commands_that_work_longer(tmp_path):
+    code = """
+import gc, sys
+package = sys.modules["pysingularity"] = type(sys)("pysingularity")
+package.__path__ = [sys.argv.pop(1)]
+try:
+    import pysingularity.start
+finally:
+    print(gc.isenabled())
+"""
+    for words, wanted in ((["version"], "False"), (["cache", "list"], "True")):
+        argv = [sys.executable, "-I", "-S", "-c", code, str(START.parent), *words]
+        result = subprocess.run(argv, capture_output=True, text=True, check=False, env={"HOME": str(tmp_path)})
+        assert result.stdout.splitlines()[-1] == wanted, result.stderr

@@ -156,9 +156,14 @@ def load(name: str) -> ModuleType:
 
 
 def interruptible() -> None:
-    """Turn Ctrl-C into KeyboardInterrupt again, for work that has to be tidied up (see `start`)."""
-    import _signal
+    """Take back what `start` does for the sake of starts, for work that takes longer and has to be tidied up.
 
+    Ctrl-C becomes KeyboardInterrupt again, and garbage is looked for.
+    """
+    import _signal
+    import gc
+
+    gc.enable()
     if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 

@@ -179,6 +179,9 @@ def _serve_by(program: str, offset: int, device: int, file: int, wait: int) -> N
 
 def _serve(server: Server, device: int, files: tuple[int, ...], wait: int) -> None:
     """Be the server."""
+    import gc
+
+    gc.enable()  # see `start`
     _alone(device, *files, wait)
     set_name("singularity-fs")
     # The caller's other processes could otherwise look into this one, which holds rights in the namespace.
