@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -96,14 +97,13 @@ def proxied(tmp_path: Path):
                 answer = client.recv(1 << 16)
                 if then and b" 200 " in answer:
                     client.sendall(then)
-                    answer += client.recv(1 << 16)
-                if not then:
-                    try:
+                elif not then:
+                    with contextlib.suppress(OSError):
                         client.shutdown(socket.SHUT_WR)
-                        while more := client.recv(1 << 16):
-                            answer += more
-                    except OSError:
-                        pass
+                # Whoever answers writes head and body separately, and closes behind them.
+                with contextlib.suppress(OSError):
+                    while more := client.recv(1 << 16):
+                        answer += more
                 return answer
 
         return send
