@@ -5,8 +5,9 @@
 
 Four tables: `exec true` (a sandbox, a SIF file cold and warm, --pid, joining an instance); many starts at once, per
 second; memory that 16 containers of one image take together; and, with --python, importing a module (torch) from a SIF
-file against the same tree as a folder. SANDBOX and IMAGE must lie below /tmp, which the tree of the peer (a root folder
-with Apptainer in it, entered once by root) shares. Without --tree the peer is left out.
+file against the same tree as a folder (from memory; started as root also from the disk). SANDBOX and IMAGE must lie
+below /tmp, which the tree of the peer (a root folder with Apptainer in it, entered once by root) shares. Without --tree
+the peer is left out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 from common import Series, drop_privileges, interleave, table
 
@@ -144,8 +146,35 @@ def _pss(pid: str) -> int:
     return 0
 
 
-def python(ours: str, image: str, sandbox: str, module: str, runs: int) -> None:
-    """Print how long importing a module takes: from a folder, from a SIF file mounted anew, and from a warm one."""
+def forgetter() -> Callable[[], object] | None:
+    """Return a function that has the kernel forget what it has read from disks; None unless started as root.
+
+    A child stays root for it, and ends with us.
+    """
+    if os.getuid() != 0:
+        return None
+    ask, say = os.pipe(), os.pipe()
+    if os.fork() == 0:
+        os.close(ask[1])
+        while os.read(ask[0], 1):
+            os.sync()
+            with open("/proc/sys/vm/drop_caches", "w") as file:
+                file.write("3")
+            os.write(say[1], b".")
+        os._exit(0)
+
+    def forget() -> None:
+        os.write(ask[1], b".")
+        os.read(say[0], 1)
+
+    return forget
+
+
+def python(ours: str, image: str, sandbox: str, module: str, runs: int, forget: Callable[[], object] | None) -> None:
+    """Print how long importing a module takes: from a folder, from a SIF file mounted anew, and from a warm one.
+
+    And for the very first time, when nothing of the folder or the file has been read from the disk yet.
+    """
     command = ["python3", "-c", f"import {module}"]
     series = [
         Series(f"import {module}: sandbox", [ours, "exec", sandbox, *command]),
@@ -155,6 +184,14 @@ def python(ours: str, image: str, sandbox: str, module: str, runs: int) -> None:
     interleave(series, runs, dict(os.environ))
     print()
     table(series, base=series[0].name, unit=1000)
+    if forget is not None:
+        series = [
+            Series(f"import {module}: sandbox, from disk", [ours, "exec", sandbox, *command], forget),
+            Series(f"import {module}: SIF, from disk", [*COLD, ours, "exec", image, *command], forget),
+        ]
+        interleave(series, runs, dict(os.environ), warmup=0)
+        print()
+        table(series, base=series[0].name, unit=1000)
 
 
 def main() -> None:
@@ -177,6 +214,7 @@ def main() -> None:
         from peer import Tree
 
         tree = Tree(options.tree)
+    forget = forgetter()
     drop_privileges(options.user)
     os.environ["SINGULARITY_IMAGE_KEEP"] = "10"
     os.environ["SINGULARITY_CONFIGDIR"] = tempfile.mkdtemp(prefix="bench-runtime-")
@@ -189,7 +227,7 @@ def main() -> None:
     if "memory" in todo:
         memory(ours, options.image)
     if "python" in todo:
-        python(ours, *options.python, many)
+        python(ours, *options.python, many, forget)
     shutil.rmtree(os.environ["SINGULARITY_CONFIGDIR"])
 
 
