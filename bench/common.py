@@ -90,6 +90,17 @@ def table(series: list[Series], base: str = "", unit: float = 1.0) -> None:
         print(f"ratios: median of pairs against {base}, {len(reference.wall)} runs each, in turn")
 
 
+def enter_tree(path: str | None):
+    """Return the `peer.Tree` of a root folder, None for none. Ends the benchmark when not started as root."""
+    if not path:
+        return None
+    if os.getuid() != 0:
+        sys.exit("--tree needs root, to enter the tree; everything measured runs as ordinary users")
+    from peer import Tree
+
+    return Tree(path)
+
+
 def drop_privileges(name: str = "pysing") -> dict[str, str]:
     """Become an ordinary user when started as root; return the environment to run commands with."""
     import pwd

@@ -14,10 +14,9 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 
-from common import Series, drop_privileges, interleave, table
+from common import Series, drop_privileges, enter_tree, interleave, table
 
 KEY = "ENCRYPTION_PASSPHRASE=correct horse"
 COLD, WARM = "SINGULARITY_IMAGE_KEEP=0", "SINGULARITY_IMAGE_KEEP=30"
@@ -48,13 +47,7 @@ def main() -> None:
     parser.add_argument("--singularity", default=shutil.which("singularity"))
     parser.add_argument("--user", default="pysing")
     options = parser.parse_args()
-    tree = None
-    if options.tree:
-        if os.getuid() != 0:
-            sys.exit("--tree needs root, to enter the tree; everything measured runs as ordinary users")
-        from peer import Tree
-
-        tree = Tree(options.tree)
+    tree = enter_tree(options.tree)
     drop_privileges(options.user)
     ours = options.singularity
     with tempfile.TemporaryDirectory(prefix="bench-encrypted-", dir="/tmp") as place:

@@ -17,12 +17,11 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 
-from common import Series, drop_privileges, interleave, table
+from common import Series, drop_privileges, enter_tree, interleave, table
 
 #: Starts N commands at once and waits for them; what is measured is the whole.
 MANY = 'n=$1; shift; while [ $n -gt 0 ]; do "$@" & n=$((n - 1)); done; wait'
@@ -207,13 +206,7 @@ def main() -> None:
     parser.add_argument("--singularity", default=shutil.which("singularity"))
     parser.add_argument("--user", default="pysing")
     options = parser.parse_args()
-    tree = None
-    if options.tree:
-        if os.getuid() != 0:
-            sys.exit("--tree needs root, to enter the tree; everything measured runs as ordinary users")
-        from peer import Tree
-
-        tree = Tree(options.tree)
+    tree = enter_tree(options.tree)
     forget = forgetter()
     drop_privileges(options.user)
     os.environ["SINGULARITY_IMAGE_KEEP"] = "10"

@@ -49,6 +49,31 @@ def own_tree(top: Path, uid: int, gid: int) -> None:
         os.chown(folder, uid, gid)
 
 
+def tree_of(user, image: str, below: str = "") -> dict[str, tuple]:
+    """Return what an image of a user has: path → kind, mode, owner, group, device, first name, content, attributes.
+
+    What it knows about its own build is left out.
+
+    Arguments:
+        below: beginning of the paths that are wanted.
+    """
+    from pysingularity.image.inside import squashfs_of
+    from pysingularity.image.open import open_image
+
+    found = {}
+    with open_image(str(user.tmp / image)) as opened:
+        files = squashfs_of(opened)
+        refs: dict[int, str] = {}
+        for path, inode in files.walk():
+            name = path.decode()
+            first = refs.setdefault(inode.ref, name)
+            if name.startswith(below) and not name.startswith(".singularity.d/"):
+                content = files.read(inode) if inode.kind == "file" else inode.target
+                found[name] = (inode.kind, oct(inode.mode), inode.uid, inode.gid, inode.rdev, first, content)
+                found[name] += (files.xattrs(inode),)
+    return found
+
+
 def while_mounts_stay(test):
     """Run a test again when it fails and the host's mounts changed meanwhile: warm images are then mounted anew."""
 

@@ -9,6 +9,7 @@ import os
 import stat
 
 from pysingularity import messages
+from pysingularity.errors import ImageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,26 @@ def hash_file(path: str) -> str:
         while data := file.read(CHUNK):
             digest.update(data)
     return digest.hexdigest()
+
+
+def hash_stretch(fd: int, offset: int, size: int, name: str = "sha256") -> bytes:
+    """Return the hash of a stretch of a file.
+
+    Raises:
+        ImageError: the file ends before.
+    """
+    import hashlib
+
+    found = hashlib.new(name)
+    buffer = memoryview(bytearray(CHUNK))
+    end = offset + size
+    while offset < end:
+        count = os.preadv(fd, [buffer[: end - offset]], offset)
+        if not count:
+            raise ImageError("short-file", f"a file ended {end - offset} bytes too early while it was hashed")
+        found.update(buffer[:count])
+        offset += count
+    return found.digest()
 
 
 def read_lines(path: str) -> dict[str, str] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from containers import tree_of
 from traces import leftovers, nap, sleeping
 from users import User
 
@@ -53,24 +54,6 @@ def build(user, image: str, text: str, *words: str, **environ: str) -> tuple[lis
     kinds = {event["step"]: event["kind"] for event in found if event["event"] == "start"}
     said = "".join(event["text"] + "\n" for event in found if event["event"] in ("log", "message"))
     return [one["status"] for one in found if one["event"] == "end" and kinds[one["step"]] == "post"], said
-
-
-def tree_of(user, image: str) -> dict[str, tuple]:
-    """Return everything that an image has, but what it knows about its own build."""
-    from pysingularity.image.inside import squashfs_of
-    from pysingularity.image.open import open_image
-
-    found = {}
-    with open_image(str(user.tmp / image)) as opened:
-        files = squashfs_of(opened)
-        refs: dict[int, str] = {}
-        for path, inode in files.walk():
-            name = path.decode()
-            first = refs.setdefault(inode.ref, name)
-            content = files.read(inode) if inode.kind == "file" else inode.target
-            found[name] = (inode.kind, oct(inode.mode), inode.uid, inode.gid, inode.rdev, first, content)
-            found[name] += (files.xattrs(inode),)
-    return {name: one for name, one in found.items() if not name.startswith(".singularity.d/")}
 
 
 MAKE = """\

@@ -9,10 +9,10 @@ file of the tree. Converting whole images is `image.convert`.
 
 from __future__ import annotations
 
-import hashlib
 import os
 
-from pysingularity.errors import ImageError, UserError
+from pysingularity.errors import UserError
+from pysingularity.files import hash_stretch
 from pysingularity.image import metadata
 from pysingularity.image.entries import Entry, put_into_tree
 from pysingularity.image.output import OutputFile, epoch
@@ -152,7 +152,7 @@ class SifAssembly:
         if self._sealing is not None:
             size = self._sealing.finish(size, when)
         fd = self._output.fd
-        digest = digest_of(fd, self.offset, size)
+        digest = hash_stretch(fd, self.offset, size)
         identity = ""
         if self.bare:
             os.ftruncate(fd, size)
@@ -195,21 +195,3 @@ def objects_for(
 def newest(root: Node) -> int:
     """Return the latest modification time in a tree."""
     return max(node.mtime for _, node in root.walk())
-
-
-def digest_of(fd: int, offset: int, size: int) -> bytes:
-    """Return the SHA-256 of a stretch of a file.
-
-    Raises:
-        ImageError: the file ends before.
-    """
-    found = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    end = offset + size
-    while offset < end:
-        count = os.preadv(fd, [buffer[: end - offset]], offset)
-        if not count:
-            raise ImageError("short-file", f"a file ended {end - offset} bytes too early while it was hashed")
-        found.update(buffer[:count])
-        offset += count
-    return found.digest()

@@ -29,27 +29,17 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from pysingularity.sif.file import SifFile
+    from pysingularity.squashfs.reader import Source
     from pysingularity.trust.luks import Volume
 
-    class Plain(Protocol):
+    class Plain(Source, Protocol):
         """A decrypted file system: see `gocryptfs.Plain`."""
-
-        @property
-        def fd(self) -> int:
-            """The descriptor of the file that is read."""
-
-        @property
-        def size(self) -> int:
-            """Bytes in the file system."""
 
         @property
         def tag(self) -> str:
             """Tells whether two keys of one image are the same."""
 
         memory: tuple[bytes, bytes]
-
-        def pread(self, size: int, position: int) -> bytes:
-            """Return bytes from a position on."""
 
 
 PREFIXES = ("SINGULARITY_", "APPTAINER_")

@@ -198,7 +198,7 @@ class Plain:
         self._prefix = header[2:]
         self._open = _cipher(master).decrypt
         self.memory = b"", master
-        self.tag = hmac.digest(master, b"singularity: the same key", "sha256")[:16].hex()
+        self.tag = primitives.tag_of(master)
 
     def pread(self, size: int, position: int) -> bytes:
         """Return contents from a position on, fewer at the end.

@@ -214,7 +214,7 @@ class Volume:
         self.fd, self.size, self._offset, self._sector, self._tweak = fd, size, offset, sector, tweak
         self._key, self._path = key, path
         self.memory = b"", key
-        self.tag = hmac.digest(key, b"singularity: the same key", "sha256")[:16].hex()
+        self.tag = primitives.tag_of(key)
 
     def pread(self, size: int, position: int) -> bytes:
         """Return contents from a position on, fewer at the end.

@@ -15,7 +15,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from pysingularity.errors import HostError, ImageError, UserError
-from pysingularity.sif.file import SifFile, read_exactly
+from pysingularity.files import hash_stretch
+from pysingularity.sif.file import SifFile
 from pysingularity.sif.layout import SIGNATURE, Descriptor
 from pysingularity.trust.openpgp import Verifier, split
 
@@ -23,7 +24,6 @@ from pysingularity.trust.openpgp import Verifier, split
 HASHES = ("sha256", "sha384", "sha512")
 #: More than any signed text of a full table has.
 _LIMIT = 4 << 20
-_CHUNK = 1 << 20
 
 
 def keyrings(environ: Mapping[str, str]) -> list[str]:
@@ -179,7 +179,4 @@ def _hash(name: str, data: bytes) -> str:
 
 def _content(sif: SifFile, one: Descriptor, name: str) -> str:
     """Return the digest of an object's content."""
-    made = hashlib.new(name)
-    for at in range(0, one.size, _CHUNK):
-        made.update(read_exactly(sif.fd, min(_CHUNK, one.size - at), one.offset + at, sif.path))
-    return f"{name}:{made.hexdigest()}"
+    return f"{name}:{hash_stretch(sif.fd, one.offset, one.size, name).hex()}"
